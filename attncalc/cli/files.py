@@ -29,14 +29,12 @@ if TYPE_CHECKING:
 _LABEL = re.compile(
     r"(.*[_.])?(energ(y|ies)|forces?|gradients?|stress|virials?|dipoles?|hirsh(feld)?_ratios)"
     r"([_.].*)?"
-    r"|(atomic|partial|mbis|mulliken|hirshfeld)_charges|charges"
+    r"|(atomic|partial|mbis|mulliken|hirshfeld)_charges|charges|charge_mbis"
 )
 # what a file states of its labels, in `Atoms.info`
 _OF_LABELS = ("units", "level_of_theory")
 # of a frame of a run, or of a relaxation, in `Atoms.info`
 OF_FRAMES = ("step", "time_fs", NOVELTY, SPREAD, "pressure_GPa", "broken_bonds")
-
-
 # names of velocities in other programs' files, in lower case; ASE has momenta
 _VELOCITIES = ("vel", "velo", "velocity", "velocities")
 

@@ -31,13 +31,9 @@ from attncalc.cli.shards import (
     sort_out,
     work_off,
 )
-from attncalc.data.extxyz import FURTHER
 from attncalc.data.shards import Frame
 from attncalc.sampling.oracles import Labels, Oracle, load_oracle
 from attncalc.system import charge_and_spin, what_is_ignored
-
-# keys beside earlier labels, which are removed from a structure with them
-OLD = tuple(name for names in FURTHER.values() for name in names)
 
 
 @click.command()
@@ -149,9 +145,6 @@ def _ready(atoms: Atoms) -> Atoms:
     """Return the structure without labels, with charge and multiplicity in `info`."""
     atoms = atoms.copy()
     forget_results(atoms)
-    for name in OLD:
-        atoms.info.pop(name, None)
-        atoms.arrays.pop(name, None)
     charge, spin = charge_and_spin(atoms)
     atoms.info |= {"charge": charge, "spin": spin}
     return atoms

@@ -161,24 +161,18 @@ def parse_entry(entry: str | Mapping[str, str]) -> dict[str, str]:
     for piece in plain.split(";"):
         names, colon, rest = piece.partition(":")
         if colon:
-            unit, *others = re.split(r",(?=\s*\w+\s*:)", rest)
-            for more in others:
-                following, _, following_unit = more.partition(":")
-                if "," in unit:  # a remark, or a name of what follows
-                    raise ValueError(f"units {one_line(entry, longest=60)!r}: separate them by ;")
-                stored |= _named(names, unit)
-                names, unit = following, following_unit
-            stored |= _named(names, unit)
+            first, *others = re.split(r",(?=\s*\w+\s*:)", rest)
+            units = [(names, first), *(tuple(more.split(":", 1)) for more in others)]
+            if any("," in unit for _, unit in units[:-1]):  # a remark, or a name of what follows
+                raise ValueError(f"units {one_line(entry, longest=60)!r}: separate them by ;")
+            for names, unit in units:
+                unit = re.split(r",|=", unit)[0].strip()
+                stored |= {name.strip(): unit for name in names.split(",")}
             continue
         for bare in filter(None, (part.strip() for part in piece.split(","))):
             dimension = parse_unit(bare)[1]
             stored |= {q: bare for q, powers in _DIMENSIONS.items() if powers == dimension}
     return stored
-
-
-def _named(names: str, unit: str) -> dict[str, str]:
-    """Return the unit of every name, without remarks after a comma or "="."""
-    return dict.fromkeys(map(str.strip, names.split(",")), re.split(r",|=", unit)[0].strip())
 
 
 def named_units(

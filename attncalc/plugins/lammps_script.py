@@ -111,15 +111,19 @@ class Script:
         return script
 
     @property
+    def _others(self) -> list[str]:
+        """All lines except those that name the model, without comments."""
+        return [_without_comment(line) for line in (*self.before, *self.between, *self.behind)]
+
+    @property
     def reads_atoms(self) -> bool:
         """Return True if a `compute` reads energies or virials of atoms, or may do so.
 
         The `compute` may be part of another command (`if`, `run ... every`), have a variable as its
         style, or come from another file.
         """
-        lines = [_without_comment(line) for line in (*self.before, *self.between, *self.behind)]
         # a jump within the script reads no other file
-        lines = [line.replace("jump SELF", "") for line in lines]
+        lines = [line.replace("jump SELF", "") for line in self._others]
         words = {word for line in lines for word in re.split(r"[\s\"']+", line)}
         styles = {word for line in lines for word in _words(line, "compute")[2:3]}
         return not words.isdisjoint((*PER_ATOM, "include", "jump", "python")) or any(
@@ -139,7 +143,7 @@ class Script:
                     f"{path}: the command {word} behind the line of the model: {REFUSED[word]}"
                 )
 
-        for line in (*self.before, *self.between, *self.behind):
+        for line in self._others:
             style = [*_words(line, "compute")[2:3], *_words(line, "fix")[2:3]]
             if style and style[0] in DIFFERENCES:
                 raise ValueError(
@@ -154,11 +158,10 @@ class Script:
         Only a `run` tells LAMMPS' fix external that they are wanted; `minimize` keeps what the last
         step before it had.
         """
-        lines = [_without_comment(line) for line in (*self.before, *self.between, *self.behind)]
-        if not any("pe/atom" in _words(line, "compute")[2:3] for line in lines):
+        if not any("pe/atom" in _words(line, "compute")[2:3] for line in self._others):
             return
         last: list[str] = []
-        for line in lines:
+        for line in self._others:
             words = line.split()
             if words[:1] == ["minimize"] and last != ["run", "0"]:
                 raise ValueError(
@@ -168,7 +171,7 @@ class Script:
                 last = words[:2]
 
     def _refuse_pairs(self, path: str | Path) -> None:
-        for line in (*self.before, *self.between, *self.behind):
+        for line in self._others:
             compute, fix = (_words(line, command)[2:] for command in ("compute", "fix"))
             if compute[:1] and (
                 compute[0] in OF_PAIRS or (compute[0] in WITH_PAIRS and "pair" in compute)

@@ -17,6 +17,7 @@ from ase.io import read, write
 from command_line import COPPER, attncalc, fails, files, fork_workers, succeeds
 
 from attncalc import AttnCalculator, data
+from attncalc.data.extxyz import FURTHER
 
 N, GOLD, OVERLAP = 70, 20, 66
 
@@ -60,6 +61,8 @@ def test_what_is_written_has_no_units_of_former_labels() -> None:
     """Or its energies would be read in kcal/mol."""
     atoms = bulk("Cu", a=3.6, cubic=True)
     atoms.info |= {"units": "E: kcal/mol; R: angstrom", "level_of_theory": "PBE", "name": "copper"}
+    for name in (name for names in FURTHER.values() for name in names):
+        atoms.set_array(name, np.ones(4))
     write("many.xyz", atoms)
     succeeds("relax", "many.xyz", "--model", COPPER)
     succeeds("relax", "many.xyz", "--model", COPPER, "--workers", 1, "-o", "shards.xyz")
@@ -68,6 +71,7 @@ def test_what_is_written_has_no_units_of_former_labels() -> None:
         found = read(file)
         assert found.info["name"] == "copper"
         assert "units" not in found.info
+        assert found.arrays.keys() <= {"numbers", "positions"}
         assert found.info.get("level_of_theory") != "PBE"
         found.calc = AttnCalculator(COPPER)
         energy = data.read(file).energies[0]

@@ -63,16 +63,20 @@ def require_angstrom(path: str | Path) -> None:
     Raises:
         ValueError: positions are in another unit.
     """
-    from attncalc.data.extxyz import read_frames
+    from ase.io.extxyz import key_val_str_to_dict
+
+    from attncalc.data.extxyz import delimited
     from attncalc.data.units import named_units, parse_entry, size_of
 
     if Path(path).suffix not in (".xyz", ".extxyz"):
         return
     try:
-        stored = parse_entry(read_frames(Path(path), slice(1))[0].info["units"])
+        with open(path, encoding="utf-8") as file:
+            comment = next(delimited(file))[1]  # its atoms, which may be many, are not parsed
+        stored = parse_entry(key_val_str_to_dict(comment)["units"])
         unit = stored[named_units(stored)["length"]]
         in_angstrom = size_of("length", unit, "")
-    except (IndexError, KeyError, TypeError, ValueError):  # none, or no units that we know
+    except Exception:  # none, or no units that we know; ASE's parser raises errors of any kind
         return
     if abs(in_angstrom - 1) > 1e-9:
         raise ValueError(f"{path} states that its positions are in {unit}: convert them to Å")

@@ -91,6 +91,7 @@ LARGEST_ERROR = 1e-3  # of the compiled step's gradient, a small difference near
 SMALL = 0.01  # standard deviations; errors far below count by their squares
 # of hints, each in standard deviations of the teacher's values: the last ones decide
 WEIGHTS = {"energies": 2.0, "features 3": 2.0}
+TYPICAL = 1.5  # eV/Å, norm of an atom's force
 SHARES = 0.5, 3.0  # of structures that are drawn by their errors, of the mean
 
 
@@ -206,6 +207,9 @@ def main() -> None:
     parser.add_argument("--start", help="a student to go on with")
     parser.add_argument("--by-error", action="store_true", help="draw structures by their errors")
     parser.add_argument("--element", nargs=2, action="append", default=[], help="and its weight")
+    parser.add_argument(
+        "--small-forces", type=float, default=math.inf, help="eV/Å at which errors count half"
+    )
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
@@ -221,19 +225,31 @@ def main() -> None:
         else new_student(recipe, teacher, batches)
     )
     shares = shares_by_error(student, parts) if asked.by_error else np.ones(len(batches))
-    weigh_elements(student.species, {name: float(weight) for name, weight in asked.element})
+    weigh_forces(
+        student.species, {name: float(w) for name, w in asked.element}, asked.small_forces
+    )
     Matching(student, teacher, batches, loss_of(recipe), shares, asked).run()
 
 
-def weigh_elements(species: tuple[int, ...], weights: dict[str, float]) -> None:
-    """Weigh errors of forces by the element of the atom in all losses from now on."""
+def weigh_forces(
+    species: tuple[int, ...], weights: dict[str, float], half: float = math.inf
+) -> None:
+    """Weigh errors of forces in all losses from now on.
+
+    Args:
+        species: atomic numbers of the model.
+        weights: by element; 1 for others.
+        half: norm of an atom's label, eV/Å, at which its errors count half as much as at a minimum.
+    """
     row = torch.tensor([weights.get(chemical_symbols[z], 1.0) for z in species])
     plain = training_step.loss
 
     def weighted(prediction: Prediction, batch: Batch, weights: Loss) -> Tensor:
         errors = prediction.forces - batch.forces
-        scaled = batch.forces + errors * row[batch.graph.species].unsqueeze(1).to(errors)
-        return plain(prediction._replace(forces=scaled), batch, weights)
+        factor = row[batch.graph.species].unsqueeze(1).to(errors)
+        typical = 1 + TYPICAL / half  # so that the sum of all stays about what it is
+        factor = factor * typical / (1 + batch.forces.norm(dim=1, keepdim=True) / half)
+        return plain(prediction._replace(forces=batch.forces + errors * factor), batch, weights)
 
     training_step.loss = weighted
 

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import compare_atoms
+from ase.data import chemical_symbols
 from ase.io.extxyz import key_val_str_to_dict, read_xyz
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
@@ -31,6 +32,8 @@ _SIZES = {"energy": (1,), "free_energy": (1,), "stress": (6, 9)}
 # Names of further labels, which are read if all frames have them.
 FURTHER = {**NAMES_OF_ATOMS, "dipoles": ("dipole", "dipoles")}
 _SPLIT_KEYS = ("split", "group", "config_type")
+# `config_type` of isolated atoms, whose energies are reference energies (a convention of MACE)
+ISOLATED = ("isolatedatom", "isolated_atom")
 # Most characters of a comment line, which ASE parses one by one.
 LONGEST_COMMENT = 1 << 20
 MOST_ATOMS = 10**8
@@ -71,7 +74,7 @@ def read_extxyz_in_parts(path: Path, n: int | None, options: ReadOptions) -> Ite
             where = path.name if first == 0 else f"{path.name}, counted from structure {first}"
             dataset = labelled(part, options, where)
             if first == 0:
-                _say_what_is_left_out(part[0], dataset)
+                _say_what_is_left_out(part, dataset)
             yield dataset
             if first == 0:
                 units = part[0].info.get("units")
@@ -202,8 +205,10 @@ def from_ase(
     `energy`, it is read as the energy, because forces are its derivatives; then all frames need it.
     Charge and multiplicity are `info["charge"]` (or
     `info["total_charge"]`) and `info["spin"]` (or `info["multiplicity"]`); the multiplicity may be
-    absent. Initial charges of atoms are not added up. The values of `info["split"]`,
-    `info["group"]` and `info["config_type"]` become `splits`, in the order of the frames.
+    absent. Initial charges of atoms are not added up. Neutral single atoms whose
+    `info["config_type"]` is "IsolatedAtom" are not structures of the data set; their energies are
+    its `isolated_energies`. The values of `info["split"]`, `info["group"]` and
+    `info["config_type"]` become `splits`, in the order of the frames.
 
     Args:
         frames: the structures with their labels; they are not changed.
@@ -225,22 +230,27 @@ def from_ase(
 def dataset_of(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Dataset:
     """Return the data set of labelled frames as `from_ase` does, and warn of what is left out."""
     dataset = labelled(frames, options, source)
-    _say_what_is_left_out(frames[0], dataset)
+    _say_what_is_left_out(frames, dataset)
     return dataset
 
 
-def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Dataset:
+def labelled(everything: Sequence[Atoms], options: ReadOptions, source: str) -> Dataset:
     """Return the data set of labelled frames; see `from_ase`, also for the errors raised."""
+    frames = [atoms for atoms in everything if not _is_isolated(atoms)]
+    isolated = [atoms for atoms in everything if _is_isolated(atoms)]
+    where = f"{source}, counted without isolated atoms" if isolated else source
     try:
         if not frames:
-            raise ValueError("it contains no structures")
+            raise ValueError("it contains no structures" + (" but isolated atoms" * bool(isolated)))
         prefix = _choose_labels(frames[0], options.labels)
-        to_ase = _factors(frames, options, prefix)
+        to_ase = _factors(everything, options, prefix)
         energies = _column(frames, prefix, "energy")
         forces = _with_fallback(frames, prefix, "forces")
         stress = _stress(frames, prefix, source)
+        of_isolated = _column(isolated, prefix, "energy")
         if _reads_free_energy(frames, options, prefix):
             energies = _column(frames, "", "free_energy")
+            of_isolated = _column(isolated, "", "free_energy") or of_isolated
             if energies is None:
                 raise ValueError(
                     "no free_energy, which is read as the energy of earlier structures: put them "
@@ -256,6 +266,7 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
                 fields["forces"] = [f * to_ase.forces for f in forces]
             if stress is not None:
                 fields["stress"] = np.stack([_full(s) for s in stress]) * to_ase.stress
+            fields["isolated_energies"] = _by_element(isolated, of_isolated, to_ase.energy)
         for name in FURTHER:
             if (values := _further(frames, prefix, name)) is not None:
                 unit = to_ase.dipole if name == "dipoles" else 1.0
@@ -263,7 +274,10 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
         fields["splits"] = _splits(frames)
         level = joint_level({str(atoms.info.get("level_of_theory", "")) for atoms in frames})
     except ValueError as error:
-        raise ValueError(one_line(f"{source}: {error}")) from None
+        raise ValueError(one_line(f"{where}: {error}")) from None
+    if isolated:  # as in the file
+        of_file = [not _is_isolated(atoms) for atoms in everything]
+        fields["indices"] = np.flatnonzero(of_file)
     dataset = Dataset(
         structures=structures,
         **fields,
@@ -273,12 +287,43 @@ def labelled(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Data
     )
     if not prefix:  # labels with a prefix are not results of calculators
         for k, atoms in enumerate(frames):
-            _require_own_results(atoms, f"{source}: structure {k}")
+            _require_own_results(atoms, f"{where}: structure {k}")
     return dataset
 
 
-def _say_what_is_left_out(first: Atoms, dataset: Dataset) -> None:
+def _is_isolated(atoms: Atoms) -> bool:
+    """Return True for a neutral atom whose energy is a reference energy."""
+    kind = str(atoms.info.get("config_type", "")).lower()
+    return len(atoms) == 1 and kind in ISOLATED and not any(stated(atoms.info, "charge").values())
+
+
+def _by_element(
+    isolated: Sequence[Atoms], energies: Sequence[NDArray] | None, to_eV: float
+) -> dict[int, float] | None:
+    """Return energies, eV, of isolated atoms by atomic number; None if there are none.
+
+    Raises:
+        ValueError: isolated atoms have no energies, or two atoms of an element different ones.
+    """
+    if not isolated:
+        return None
+    if energies is None:
+        raise ValueError("isolated atoms have no energy: remove them, or give their energies")
+    known: dict[int, float] = {}
+    for atoms, energy in zip(isolated, energies, strict=True):
+        (number,), value = atoms.numbers.tolist(), energy.item() * to_eV
+        if number in known and known[number] != value:
+            raise ValueError(f"isolated {atoms.symbols} has two energies: remove one of them")
+        known[number] = value
+    return known
+
+
+def _say_what_is_left_out(frames: Sequence[Atoms], dataset: Dataset) -> None:
     """Warn of what is not read of the first frame: electrons, virial, forces of another name."""
+    first = next(atoms for atoms in frames if not _is_isolated(atoms))
+    if known := dataset.isolated_energies:
+        names = " ".join(chemical_symbols[z] for z in known)
+        log.info("%s: energies of isolated atoms are read: %s", dataset.source, names)
     read = dataset.structures[0].copy()
     for name in {"initial_charges", "initial_magmoms"} & first.arrays.keys():
         read.set_array(name, first.arrays[name])
@@ -445,7 +490,8 @@ def _next_free_energy(frames: Sequence[Atoms]) -> bool | None:
     """Return the option `free_energy` with which further frames of a file are read."""
     if any(_free_energy_differs(atoms) for atoms in frames):
         return True
-    return None if all(_has_free_energy(atoms) for atoms in frames) else False
+    structures = [atoms for atoms in frames if not _is_isolated(atoms)]
+    return None if all(_has_free_energy(atoms) for atoms in structures) else False
 
 
 def _free_energy_differs(atoms: Atoms) -> bool:

@@ -190,6 +190,84 @@ def test_splits_and_groups(written):
     }
 
 
+def lone(symbol: str, energy: float | None, **info) -> Atoms:
+    atoms = Atoms(symbol, cell=[9, 9, 9], info={"config_type": "IsolatedAtom", **info})
+    if energy is not None:
+        atoms.info["REF_energy"] = energy
+    return atoms
+
+
+@pytest.fixture
+def molecules() -> list[Atoms]:
+    """Two water molecules with a label set "REF", as for MACE."""
+    found = [Atoms("OHH", np.eye(3), info={"REF_energy": -2080.0 - k}) for k in range(2)]
+    for atoms in found:
+        atoms.set_array("REF_forces", np.zeros((3, 3)))
+    return found
+
+
+def test_isolated_atoms_are_reference_energies(molecules, written, caplog):
+    """Wherever they are, and without forces; places in the file stay known."""
+    caplog.set_level("INFO")
+    frames = [lone("H", -13.5), molecules[0], lone("O", -2040.0), molecules[1]]
+    found = data.read(written(frames))
+    assert found.isolated_energies == {1: -13.5, 8: -2040.0}
+    assert [len(atoms) for atoms in found.structures] == [3, 3]
+    assert found.energies.tolist() == [-2080.0, -2081.0]
+    assert len(found.forces) == 2
+    assert found.indices.tolist() == [1, 3]
+    assert found[[1]].indices.tolist() == [3]
+    assert found.splits == {}
+    assert caplog.messages == ["frames.extxyz: energies of isolated atoms are read: H O"]
+    in_eV = data.from_ase(frames, energy_unit="Hartree").isolated_energies[1]
+    assert in_eV == pytest.approx(-13.5 * units.Hartree)
+
+
+def test_isolated_atoms_in_another_file_format(molecules, written, tmp_path):
+    data.write_hdf5(data.read(written([lone("H", -13.5), *molecules])), tmp_path / "data.h5")
+    found = data.read(tmp_path / "data.h5")
+    assert found.isolated_energies == {1: -13.5}
+    assert len(found) == 2
+
+
+def test_free_energies_of_isolated_atoms(crystals):
+    for k, atoms in enumerate(crystals):
+        atoms.calc.results["free_energy"] = atoms.calc.results["energy"] - 0.01 * (k + 1)
+    alone = Atoms("Cu", info={"config_type": "isolated_atom"})
+    alone.calc = SinglePointCalculator(alone, energy=1.0, free_energy=0.75)
+    assert data.from_ase([*crystals, alone]).isolated_energies == {29: 0.75}
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ([lone("H", -13.5), lone("H", -13.6)], "isolated H has two energies: remove one of them"),
+        ([lone("H", None)], "isolated atoms have no energy: remove them, or give their energies"),
+        ([lone("H", np.nan)], "the energy of the isolated atom 1 is not that of an element"),
+    ],
+    ids=["two", "none", "not a number"],
+)
+def test_wrong_isolated_atoms_are_refused(molecules, frames, message):
+    with pytest.raises(ValueError, match=message):
+        data.from_ase([*molecules, *frames])
+
+
+def test_single_atoms_that_stay_structures(molecules):
+    """A charged one, and one that does not say that it is isolated."""
+    others = [lone("H", 0.0, charge=1), lone("H", -13.5, config_type="gas")]
+    for atoms in others:
+        atoms.set_array("REF_forces", np.zeros((1, 3)))
+    found = data.from_ase([*molecules, *others])
+    assert len(found) == 4
+    assert found.isolated_energies is None
+    assert found.indices is None
+
+
+def test_only_isolated_atoms():
+    with pytest.raises(ValueError, match="it contains no structures but isolated atoms"):
+        data.from_ase([lone("H", -13.5)])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

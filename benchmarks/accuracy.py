@@ -188,14 +188,16 @@ def markdown(rows: list[dict], unfinished: list[str]) -> str:
         "one seed, and the minutes stated on one core that other work shared: it shows that a "
         "data set is learnt, and how far one gets with so little. *Equiformer, an hour* and "
         "*So3krates, an hour* are the default recipes for data of one's own, with 0.5 and 0.3 "
-        "million parameters. Their settings were not chosen for these structures, but the "
-        "cutoff of 4 Å was for uracil; benzene and naphthalene had 32 radial functions instead "
-        "of 16 ([docs/equiformer.md](../docs/equiformer.md)).",
+        "million parameters. Their settings were not chosen for these structures, with two "
+        "exceptions: 16 radial functions instead of 32 were chosen by test errors of uracil and "
+        "malonaldehyde, and 4 Å by that of uracil; benzene and naphthalene had 32 "
+        "([docs/equiformer.md](../docs/equiformer.md)). Quick rows except silicon began with the "
+        "initial weights of before commit c646c29: their commands give other numbers now.",
         "",
         "Frames of a *distilled* model: the 950 of the data five times, and others that "
         "models of the 950 labelled, most of them with tight binding "
         "([docs/few_frames.md](../docs/few_frames.md)). Epochs and minutes are those of the last "
-        "training, without those of the model that it comes *after*: cards tell the rest.",
+        "training, without those of the model that it comes *after*, which are on its own card.",
         "",
     ]
     head = ["data", "labels", "model", "frames", "epochs", "minutes", "E MAE", "E RMSE"]

@@ -156,7 +156,7 @@ def main() -> None:
     lines.append(f"| optical phonon at Γ, THz | | {phonon:.2f} | |")
     how = f"64 atoms, {arguments.ps:g} ps, mean {temperature:.0f} K"
     lines.append(f"| drift, meV/atom/ps | | {drift:.4f} | {how} |")
-    text = "\n".join([f"{name}, float64 (`python benchmarks/studies/silicon.py`)", "", *lines])
+    text = "\n".join([f"{name}, float64 (`python benchmarks/studies/silicon.py DATA`)", "", *lines])
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text(text + "\n")

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from ase import Atoms
+from ase.data import covalent_radii
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor
@@ -134,6 +135,7 @@ def verify(
         _batch_is_single(exact, structure, rng),
         _skin_changes_nothing(exact, structure, rng),
         _smooth_at_cutoff(exact),
+        _smooth_at_symmetric_site(exact),
     ]
     if potential.dtype == torch.float32:
         rows += [
@@ -296,6 +298,22 @@ def _smooth_at_cutoff(potential: Potential) -> Check:
     near, far = (_evaluate(potential, _system(potential, pairs)) for pairs in (inside, outside))
     worst = [_largest(near.energy - far.energy), _largest(near.forces - far.forces)]
     return Check("pair vanishes at the cutoff (E and F)", _worst(worst), 1e-5, "eV, eV/Å")
+
+
+def _smooth_at_symmetric_site(potential: Potential) -> Check:
+    """Move the central atom of a tetrahedron by 1e-6 Å; only stiffness may change its forces.
+
+    There a symmetry forbids features of degree 1 and 2: nothing may be divided by their size.
+    """
+    end, centre = potential.species[0], potential.species[-1]
+    corners = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3)
+    length = covalent_radii[centre] + covalent_radii[end]
+    exactly = Atoms([centre] + 4 * [end], [[0, 0, 0], *(length * corners)])
+    moved = exactly.copy()
+    moved.positions[0] += [1e-6, 0, 0]
+    results = (_evaluate(potential, _system(potential, atoms)) for atoms in (exactly, moved))
+    there, beside = (result.forces for result in results)
+    return Check("forces continuous at a symmetric site", _largest(there - beside), 1e-2, "eV/Å")
 
 
 def _pair(elements: tuple[int, int], distance: float) -> Atoms:

@@ -74,6 +74,9 @@ PAIR_TERMS: dict[str, tuple[type[nn.Module], type]] = {
     "ewald": (Ewald, EwaldConfig),
 }
 
+# hyper-parameters that files of earlier versions lack, as their networks have them
+EARLIER: dict[str, dict[str, Any]] = {"equiformer": {"norm": "degree"}}
+
 # for H C N O F P S Cl, if no model is named
 DEFAULT_MODEL = "so3krates-organic"
 NOVELTY_TENSORS = ("mean", "whiten", "centres", "closest")
@@ -551,6 +554,7 @@ def _look_up(
     if name not in table:
         raise ValueError(f"{name!r} is not known; known: {', '.join(table)}")
     kind, config_kind = table[name]
+    config = EARLIER.get(name, {}) | config
     fields = dataclasses.fields(config_kind)
     unknown = [key for key in config if key not in [f.name for f in fields]]
     missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in config]

@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import molecule
+from ase.build import bulk, molecule
 from parts import added_up, parts_of
 from torch import Tensor, nn
 
@@ -184,6 +184,22 @@ STRUCTURES = {
 }
 
 
+# atom 0 is at a centre of inversion, or at a site of tetrahedral symmetry
+SYMMETRIC = {
+    "CO2": lambda: molecule("CO2"),
+    "CH4": lambda: molecule("CH4"),
+    "bcc": lambda: bulk("C", "bcc", 2.0, cubic=True),
+    "diamond": lambda: bulk("C", "diamond", 3.57),
+}
+
+
+def moved_along(atoms: Atoms, axis: int, step: float) -> Atoms:
+    """A copy with atom 0 displaced, Å."""
+    moved = atoms.copy()
+    moved.positions[0, axis] += step
+    return moved
+
+
 def chain(distances: list[float]) -> Atoms:
     """Carbons on a line along a skew direction, with an oxygen at the start."""
     direction = np.array([0.48, 0.6, 0.64])
@@ -316,6 +332,27 @@ class NetworkContract:
             assert_close(expected.strain_gradient, by_strain, 1e-10, "strain gradient")
 
     # ---------------------------------------------------------------------------- smoothness
+
+    @pytest.mark.parametrize("name", list(SYMMETRIC))
+    def test_symmetric_environments_are_no_singular_points(
+        self, potential: Potential, name: str
+    ) -> None:
+        """Where a symmetry forbids features, nothing may be divided by their size.
+
+        Forces are the slope there, and change in proportion to a small displacement.
+        """
+        atoms, h = SYMMETRIC[name](), 1e-4
+        there = result_of(potential, atoms).forces
+        for axis in range(3):
+            moved = [moved_along(atoms, axis, sign * h) for sign in (-1, 1)]
+            below, above = result_of(potential, moved).energy.tolist()
+            assert abs((above - below) / (2 * h) + there[0, axis]) < 1e-5
+        changes = [
+            (result_of(potential, moved_along(atoms, 2, d)).forces - there).abs().max()
+            for d in (1e-3, 1e-5)
+        ]
+        assert changes[0] > 1e-6
+        assert changes[1] <= 0.02 * changes[0]
 
     @pytest.mark.parametrize("last", [True, False], ids=["last neighbour", "one of two"])
     def test_smooth_at_the_cutoff(self, potential: Potential, last: bool) -> None:

@@ -23,7 +23,7 @@ import torch
 from ase import Atoms, units
 from ase.build import bulk
 from ase.md.langevin import Langevin
-from contract import ELEMENTS, build_graph, ethanol, slab, triclinic
+from contract import ELEMENTS, SYMMETRIC, build_graph, ethanol, moved_along, slab, triclinic
 from torch import nn
 
 from attncalc import AttnCalculator, load
@@ -136,6 +136,11 @@ class EngineContract:
         double = exact(plain)
         assert not self.module.can_run(double.network)
         assert not hasattr(lower(double).network, "engine")
+
+    @pytest.mark.parametrize("name", list(SYMMETRIC))
+    def test_nearly_symmetric_environments(self, every_kind: Potential, name: str) -> None:
+        """Forces that are zero by symmetry would have no scale to be compared on."""
+        check_structure(every_kind, moved_along(SYMMETRIC[name](), 2, 0.1), self.assert_same)
 
     @pytest.mark.parametrize("masked", ["masked", "not masked"])
     def test_pairs_beyond_the_cutoff_count_nothing(self, plain: Potential, masked: str) -> None:

@@ -1,8 +1,8 @@
 """Equiformer as the paper writes it: lab frame, Clebsch-Gordan tensors, one formula at a time.
 
-The definition that `attncalc.nn.equiformer` is tested against. Only e3nn's harmonics and Wigner 3j
-tensors are used, and the names of the parameters. Features are lists over the degree of
-[n, channels, 2l+1], as in the published code.
+The definition that `attncalc.nn.equiformer` is tested against, with its options. Only e3nn's
+harmonics and Wigner 3j tensors are used, and the names of the parameters. Features are lists over
+the degree of [n, channels, 2l+1], as in the published code.
 """
 
 from __future__ import annotations
@@ -50,8 +50,11 @@ class Paper:
         centred = scalars - scalars.mean(1, keepdim=True)
         spread = torch.sqrt((centred**2).mean(1, keepdim=True) + 1e-5)
         normed = [(centred / spread * scales[0] + self.p[f"{name}.bias"]).unsqueeze(2)]
-        for part, scale in zip(x[1:], scales[1:], strict=True):
-            mean_square = (part**2).mean((1, 2), keepdim=True)
+        mean_squares = [(part**2).mean((1, 2), keepdim=True) for part in x[1:]]
+        if self.config.norm == "joint":  # not of the paper
+            all_degrees = [(centred**2).mean(1)[:, None, None], *mean_squares]
+            mean_squares = len(mean_squares) * [torch.stack(all_degrees).mean(0)]
+        for part, mean_square, scale in zip(x[1:], mean_squares, scales[1:], strict=True):
             normed.append(part / torch.sqrt(mean_square + 1e-5) * scale[:, None])
         return normed
 

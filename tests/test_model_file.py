@@ -822,6 +822,7 @@ ABSURD = {
     "cutoff": [0.0, -1.0, "5"],
     "attention": ["dot", "none", 3],
     "paths": ["some", None],
+    "norm": ["batch", 1],
     "cutoff_function": ["cosine", None],
 }
 
@@ -889,6 +890,15 @@ def test_every_tensor_of_an_equiformer_is_checked(others, tmp_path: Path) -> Non
             rewrite(equiformer_path, change)
             with pytest.raises(ValueError, match=r"^model\.safetensors: .*tensor"):
                 load(equiformer_path)
+
+
+def test_networks_of_earlier_files_keep_their_norm(others, tmp_path: Path) -> None:
+    """Equiformers had no other than that of each degree, and their files do not say so."""
+    target = tmp_path / "model.safetensors"
+    target.write_bytes(others["equiformer"])
+    assert load(target).network.config.norm == "joint"
+    rewrite(target, lambda h, t: h["config"].pop("norm"))
+    assert load(target).network.config.norm == "degree"
 
 
 def test_a_file_that_is_cut_off_while_it_is_read(path: Path) -> None:

@@ -133,6 +133,7 @@ def _config(options: Options) -> tuple[EquiformerConfig, float]:
         head_features=final[0],
         cutoff_function="none",
         paths="all",
+        norm="degree",
     )
     average_size = options.positive("avg_num_nodes")
     options.finish()

@@ -14,11 +14,13 @@ degree l of [n, 2l+1, channels] tensors, real harmonics as in e3nn (see `basis.e
 | linear message, MLP attention | `LinearMessages`                                            |
 | dot product attention         | `DotProductMessages`                                        |
 
-Two properties make the published function unfit for molecular dynamics. It jumps where an atom
-crosses the cutoff, because softmax and edge-degree sum do not decay with the distance. And it
+Three properties make the published function unfit for molecular dynamics. It jumps where an atom
+crosses the cutoff, because softmax and edge-degree sum do not decay with the distance. It
 distinguishes a molecule from its mirror image, because harmonics and features of odd degree are
-declared even. The defaults here avoid both: every edge has a smooth envelope, and only paths with
-l1 + l2 + l3 even exist. The published network has `cutoff_function="none", paths="all"`.
+declared even. And it has no limit at environments of high symmetry, because each degree is divided
+by its own size, which is zero there. The defaults here avoid all three: every edge has a smooth
+envelope, only paths with l1 + l2 + l3 even exist, and degrees are normalised together. The
+published network has `cutoff_function="none", paths="all", norm="degree"`.
 
 In the frame of an edge its harmonics are constants, so a product with them is one multiplication
 per number (Passaro & Zitnick, ICML 2023). If the weights of a product do not depend on the edge,
@@ -87,9 +89,10 @@ class Block(nn.Module):
     def __init__(self, config: EquiformerConfig, n_out: Sequence[int] | None = None) -> None:
         super().__init__()
         channels, n = config.channels, len(config.channels)
-        self.norm_1 = EquivariantLayerNorm(channels)
+        joint = config.norm == "joint"
+        self.norm_1 = EquivariantLayerNorm(channels, joint)
         self.attention = Attention(config, n, n)
-        self.norm_2 = EquivariantLayerNorm(channels)
+        self.norm_2 = EquivariantLayerNorm(channels, joint)
         hidden = [config.feed_forward_factor * width for width in channels]
         self.feed_forward = FeedForward(channels, hidden, channels if n_out is None else n_out)
 
@@ -110,7 +113,7 @@ class LastBlock(nn.Module):
         super().__init__()
         n_kept = config.degrees_kept
         channels = config.channels[:n_kept]
-        self.norm_1 = EquivariantLayerNorm(config.channels)
+        self.norm_1 = EquivariantLayerNorm(config.channels, config.norm == "joint")
         self.attention = Attention(config, n_kept, 1)
         self.norm_2 = EquivariantLayerNorm(channels)
         hidden = [config.feed_forward_factor * width for width in channels]

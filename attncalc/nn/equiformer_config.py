@@ -12,6 +12,7 @@ SHORTEST_CUTOFF = 0.01  # Å
 HIGHEST_DEGREE = 6  # far above any in use; coupling tensors of higher degrees take minutes
 
 AttentionName = Literal["nonlinear", "linear", "dot"]
+NormName = Literal["joint", "degree"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class EquiformerConfig:
         head_features: number of scalars that the energy is computed from.
         cutoff_function: envelope of every edge: "physnet" (two continuous derivatives), or "none"
             (published: energy and forces jump at the cutoff).
+        norm: what higher degrees are divided by: the root mean square "joint" of all degrees, or
+            that of each "degree" (published: without limit where the environment of an atom has a
+            symmetry that forbids a degree). None: "degree" if `cutoff_function` is "none", so that
+            these are those of the published network, else "joint".
         paths: tensor products: "natural" (those that conserve parity) or "all" (as in the
             published network, including weights that cannot change its output).
     """
@@ -50,6 +55,7 @@ class EquiformerConfig:
     head_features: int = 512
     cutoff_function: Literal["physnet", "none"] = "physnet"
     paths: Literal["natural", "all"] = "natural"
+    norm: NormName | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.channels, list | tuple):  # JSON and YAML have no tuples
@@ -79,6 +85,10 @@ class EquiformerConfig:
         one_of("attention", self.attention, get_args(AttentionName))
         one_of("cutoff_function", self.cutoff_function, ("physnet", "none"))
         one_of("paths", self.paths, ("natural", "all"))
+        if self.norm is None:
+            published = self.cutoff_function == "none"
+            object.__setattr__(self, "norm", "degree" if published else "joint")
+        one_of("norm", self.norm, get_args(NormName))
 
     @property
     def highest_degree(self) -> int:
@@ -113,6 +123,11 @@ class EquiformerConfig:
             found.append("energy and forces jump where an atom crosses the cutoff")
         if self.paths == "all":
             found.append("a molecule and its mirror image have different energies")
+        if self.norm == "degree":
+            found.append(
+                "energy and forces are wrong at atoms of high symmetry, as in CH4 or perfect "
+                "crystals"
+            )
         return found
 
     def tensor_paths(self, n_in: int, n_out: int) -> list[TensorPath]:

@@ -48,25 +48,40 @@ class IrrepsLinear(nn.Module):
 
 
 class EquivariantLayerNorm(nn.Module):
-    """Layer norm of scalars; higher degrees are divided by their root mean square.
+    """Layer norm of scalars; higher degrees are divided by a root mean square.
+
+    That of each degree is the published norm. It has no limit where the environment of an atom has
+    a symmetry that forbids a degree, as of carbon in CH4: what is left of that degree by a small
+    displacement, or by rounding, is blown up to size one. That of all degrees together, with the
+    centred scalars, which no symmetry forbids, is smooth. (EquiformerV2 divides all degrees above 0
+    by one number, too: Liao et al., ICLR 2024, section 4.3.)
 
     Args:
         channels: per degree.
+        joint: True: one mean square of all degrees together, each counting the same.
     """
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], joint: bool = False) -> None:
         super().__init__()
+        self.joint = joint
         self.scales = nn.ParameterList(torch.ones(width) for width in channels)
         self.bias = nn.Parameter(torch.zeros(channels[0]))
 
     def forward(self, features: Features) -> Features:
         """Return the normalised features, for as many degrees as are given."""
-        x = features[0]
-        normed = [layer_norm(x, x.shape[-1:], self.scales[0], self.bias, LAYER_NORM_EPSILON)]
-        for x, scale in zip(features[1:], list(self.scales)[1:], strict=False):
-            mean_square = (x * x).mean((1, 2), keepdim=True)
-            normed.append(x * (mean_square + LAYER_NORM_EPSILON).rsqrt() * scale)
-        return normed
+        scalars, *others = features
+        normed = layer_norm(
+            scalars, scalars.shape[-1:], self.scales[0], self.bias, LAYER_NORM_EPSILON
+        )
+        mean_squares = [(x * x).mean((1, 2), keepdim=True) for x in others]
+        if self.joint:
+            of_scalars = scalars.var(2, correction=0, keepdim=True)
+            mean_squares = [sum(mean_squares, of_scalars) / len(features)] * len(others)
+        divided = zip(others, mean_squares, list(self.scales)[1:], strict=False)
+        return [
+            normed,
+            *(x * (square + LAYER_NORM_EPSILON).rsqrt() * scale for x, square, scale in divided),
+        ]
 
 
 class FeedForward(nn.Module):

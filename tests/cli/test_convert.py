@@ -45,6 +45,8 @@ def test_convert_equiformer(shared: Path) -> None:
         "wrote out.safetensors: 3,488,193 parameters, 3 elements\n"
         "note: energy and forces jump where an atom crosses the cutoff\n"
         "note: a molecule and its mirror image have different energies\n"
+        "note: energy and forces are wrong at atoms of high symmetry, as in CH4 or perfect "
+        "crystals\n"
     )
     atoms = molecule("CH3CH2OH")
     atoms.calc = AttnCalculator("out.safetensors")
@@ -53,6 +55,7 @@ def test_convert_equiformer(shared: Path) -> None:
     failed = fails("verify", "out.safetensors", "--structure", "chiral.xyz")
     assert "reflection: energy unchanged" in failed
     assert "pair vanishes at the cutoff" in failed
+    assert "forces continuous at a symmetric site" in failed
     assert fails(*arguments[:-4], "--mean", 1.0, "-o", "other.safetensors") == (
         "Error: a mean energy needs n_atoms, the number of atoms of the molecule"
     )
@@ -73,6 +76,7 @@ def test_convert_a_network_of_all_pairs(shared: Path) -> None:
     failed = fails("verify", "out.safetensors")
     assert "reflection: energy unchanged" in failed
     assert "pair vanishes at the cutoff" in failed
+    assert "forces continuous at a symmetric site" in failed
     atoms.set_cell([9, 9, 9])
     atoms.pbc = True
     with pytest.raises(ValueError, match=r"set atoms\.pbc = False or use a model of finite range"):

@@ -13,12 +13,14 @@ from ase import Atoms
 from contract import (
     ELEMENTS,
     STRUCTURES,
+    SYMMETRIC,
     NetworkContract,
     assert_close,
     assert_same_result,
     build_graph,
     ethanol,
     graph_of_edges,
+    moved_along,
     random_potential,
     result_of,
     transformed,
@@ -103,6 +105,18 @@ class TestPublished:
             for sign in (1, -1)
         ]
         assert abs(energies[0] - energies[1]) > 1e-4
+
+    @pytest.mark.parametrize("name", list(SYMMETRIC))
+    def test_symmetric_environments_are_singular_points(
+        self, potential: Potential, name: str
+    ) -> None:
+        """Forces at a displacement of 1e-5 Å are not those at 0: see `EquivariantLayerNorm`."""
+        atoms = SYMMETRIC[name]()
+        forces = [
+            result_of(potential, moved_along(atoms, 2, step)).forces for step in (0, 1e-5, 1e-3)
+        ]
+        changes = [(after - forces[0]).abs().max() for after in forces[1:]]
+        assert changes[0] > 0.1 * changes[1]
 
     def test_energy_and_forces_jump_at_the_cutoff(self, potential: Potential) -> None:
         jumps = []

@@ -53,6 +53,7 @@ def test_sizes(name: str, least: int) -> None:
         ({"cutoff": math.inf}, "cutoff must be finite, got inf"),
         ({"avg_num_neighbors": None}, "avg_num_neighbors must be a number, got None"),
         ({"attention": "graph"}, "attention must be one of 'nonlinear', 'linear', 'dot', got"),
+        ({"norm": "batch"}, "norm must be one of 'joint', 'degree', got 'batch'"),
         ({"cutoff_function": "cosine"}, "cutoff_function must be one of 'physnet', 'none', got"),
         ({"paths": "odd"}, "paths must be one of 'natural', 'all', got 'odd'"),
         ({"channels": "128"}, "channels must be a list, got '128'"),
@@ -80,3 +81,14 @@ def test_faults_are_named() -> None:
     assert jumps == ["energy and forces jump where an atom crosses the cutoff"]
     handed = dataclasses.replace(ours, paths="all").faults
     assert handed == ["a molecule and its mirror image have different energies"]
+    singular = dataclasses.replace(ours, norm="degree").faults
+    assert singular == [
+        "energy and forces are wrong at atoms of high symmetry, as in CH4 or perfect crystals"
+    ]
+
+
+def test_the_norm_follows_the_cutoff_function() -> None:
+    """The published cutoff function alone means the published network."""
+    assert EquiformerConfig(**LEAST).norm == "joint"
+    assert EquiformerConfig(**LEAST, cutoff_function="none").norm == "degree"
+    assert EquiformerConfig(**LEAST, cutoff_function="none", norm="joint").norm == "joint"

@@ -5,8 +5,8 @@ from typing import NamedTuple
 from attncalc.kernels.equiformer.degree_loops import (
     add_by_degree,
     add_by_degree_gradient,
-    degree_norm,
-    degree_norm_gradient,
+    degree_norms,
+    degree_norms_gradient,
     layer_norm,
     layer_norm_gradient,
 )
@@ -54,23 +54,17 @@ def normalise(n, layout, n_degrees, x, out, inverse):
     """Apply the equivariant layer norm without scales and bias; inverse [n, n_degrees] is kept."""
     stays_whole()
     layer_norm(n, x, layout.channels[0], out, inverse, 0)
-    for l in range(1, n_degrees):
-        first = layout.atom[l]
-        last = first + (2 * l + 1) * layout.channels[l]
-        degree_norm(n, x, first, last, out, inverse, l)
+    degree_norms(n, layout, n_degrees, x, out, inverse)
 
 
 @inner_loop
 def normalise_gradient(n, layout, n_degrees, given, normal, inverse, d_x):
     """Add the reverse of `normalise` to d_x; `given` is replaced."""
     stays_whole()
-    width = layout.channels[0]
-    layer_norm_gradient(n, given, width, normal, inverse, 0)
-    for l in range(1, n_degrees):
-        first = layout.atom[l]
-        width = first + (2 * l + 1) * layout.channels[l]
-        degree_norm_gradient(n, given, first, width, normal, inverse, l)
-    add_rows(n, given, width, d_x)
+    layer_norm_gradient(n, given, layout.channels[0], normal, inverse, 0)
+    degree_norms_gradient(n, layout, n_degrees, given, normal, inverse)
+    last = n_degrees - 1
+    add_rows(n, given, layout.atom[last] + (2 * last + 1) * layout.channels[last], d_x)
 
 
 @inner_loop

@@ -36,35 +36,73 @@ def layer_norm_gradient(n, given, width, normal, inverse, column):
 
 
 @inner_loop
-def degree_norm(n, x, first, last, out, inverse, column):
-    """Set mean square 1 in columns from `first` to before `last`."""
+def degree_norms(n, layout, n_degrees, x, out, inverse):
+    """Divide all degrees above 0 by a root mean square; inverse[:n, 0] is that of `layer_norm`."""
     stays_whole()
-    share = ONE / single(last - first)
     for i in range(n):
-        gathered = fill(ZERO)
-        for k in range(first, last, LANES):
-            v = load(x, i, k)
-            gathered = fma(v, v, gathered)
-        inverse[i, column] = ONE / single(math.sqrt(total(gathered) * share + NORM_EPSILON))
-        factor = fill(inverse[i, column])
-        for k in range(first, last, LANES):
-            store(out, i, k, times(load(x, i, k), factor))
+        joint = ONE / (inverse[i, 0] * inverse[i, 0]) - NORM_EPSILON
+        for l in range(1, n_degrees):
+            first, last = _columns(layout, l)
+            gathered = fill(ZERO)
+            for k in range(first, last, LANES):
+                v = load(x, i, k)
+                gathered = fma(v, v, gathered)
+            inverse[i, l] = total(gathered) / single(last - first)
+            joint += inverse[i, l]
+        joint /= single(n_degrees)
+        for l in range(1, n_degrees):
+            first, last = _columns(layout, l)
+            square = joint if layout.joint_norm else inverse[i, l]
+            inverse[i, l] = ONE / single(math.sqrt(square + NORM_EPSILON))
+            factor = fill(inverse[i, l])
+            for k in range(first, last, LANES):
+                store(out, i, k, times(load(x, i, k), factor))
 
 
 @inner_loop
-def degree_norm_gradient(n, given, first, last, normal, inverse, column):
-    """Reverse of `degree_norm`, whose result is `normal`; `given` is replaced."""
+def degree_norms_gradient(n, layout, n_degrees, given, normal, inverse):
+    """Reverse of `degree_norms`, whose result is `normal`; `given` is replaced.
+
+    In `given`, scalars have the reverse of their own norm already; a joint norm adds to it.
+    """
     stays_whole()
-    share = ONE / single(last - first)
     for i in range(n):
-        along = fill(ZERO)
-        for k in range(first, last, LANES):
-            along = fma(load(given, i, k), load(normal, i, k), along)
-        along = fill(total(along) * share)
-        factor = fill(inverse[i, column])
-        for k in range(first, last, LANES):
-            g = minus(load(given, i, k), times(load(normal, i, k), along))
-            store(given, i, k, times(g, factor))
+        together = ZERO
+        if layout.joint_norm:
+            for l in range(1, n_degrees):
+                together += _along(layout, l, i, given, normal)
+            together /= single(n_degrees)
+        for l in range(1, n_degrees):
+            first, last = _columns(layout, l)
+            along = together if layout.joint_norm else _along(layout, l, i, given, normal)
+            along_each = fill(along / single(last - first))
+            factor = fill(inverse[i, l])
+            for k in range(first, last, LANES):
+                g = minus(load(given, i, k), times(load(normal, i, k), along_each))
+                store(given, i, k, times(g, factor))
+        if layout.joint_norm and n_degrees > 1:
+            width, factor = layout.channels[0], inverse[i, 1]
+            of_scalars = fill(factor * factor * together / (inverse[i, 0] * single(width)))
+            for k in range(0, width, LANES):
+                g = minus(load(given, i, k), times(load(normal, i, k), of_scalars))
+                store(given, i, k, g)
+
+
+@inner_loop
+def _columns(layout, l):
+    """First column of degree l in rows of atoms, and the one after its last."""
+    first = layout.atom[l]
+    return first, first + (2 * l + 1) * layout.channels[l]
+
+
+@inner_loop
+def _along(layout, l, i, given, normal):
+    """Scalar product of two rows within degree l."""
+    first, last = _columns(layout, l)
+    along = fill(ZERO)
+    for k in range(first, last, LANES):
+        along = fma(load(given, i, k), load(normal, i, k), along)
+    return total(along)
 
 
 @inner_loop

@@ -41,6 +41,8 @@ class Layout(NamedTuple):
         coupling_values: [n_couplings, 2], their coefficients for rotations of the pole to +x and to
             +z; with the two columns exchanged, the sign is opposite.
         coupling_ends: [n_degrees + 1], number of couplings of the first degrees.
+        joint_norm: whether norms divide all degrees above 0 by one number, see
+            `EquivariantLayerNorm`.
     """
 
     channels: Integers
@@ -54,6 +56,7 @@ class Layout(NamedTuple):
     couplings: Integers
     coupling_values: Floats
     coupling_ends: Integers
+    joint_norm: bool
 
 
 class ProductPlan(NamedTuple):

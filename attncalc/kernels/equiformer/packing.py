@@ -50,6 +50,7 @@ def layout_of(network: Any) -> Layout:
         couplings=couplings,
         coupling_values=values,
         coupling_ends=ends,
+        joint_norm=network.config.norm == "joint",
     )
 
 

@@ -456,6 +456,7 @@ def _names(model: Any) -> tuple[str, ...]:
     return (model_name(str(model)) if isinstance(model, str | Path) else type(model).__name__,)
 
 
+@torch.inference_mode(False)  # weights that are copied in that mode cannot be used outside
 def _potential(model: Any, device: torch.device, dtype: str | torch.dtype | None) -> Potential:
     if isinstance(model, list | tuple):
         return Committee([_potential(member, device, dtype) for member in model])

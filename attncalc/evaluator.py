@@ -23,6 +23,7 @@ from attncalc.potential import (
     evaluate,
     evaluate_with_virials,
     evaluate_without_waiting,
+    require_potential,
 )
 from attncalc.recording import CudaGraph, Recorder
 from attncalc.result import Result, volumes_for_stress
@@ -47,6 +48,7 @@ class Evaluator:
         delta: True for a delta model and only for one: the caller adds its baseline's results.
 
     Raises:
+        TypeError: `potential` is no `Potential`.
         ValueError: `skin` is invalid, or `delta` does not match the potential.
 
     Attributes:
@@ -60,9 +62,11 @@ class Evaluator:
         recorded: the steps recorded last.
     """
 
+    @torch.inference_mode(False)  # weights that are copied in that mode cannot be used outside
     def __init__(
         self, potential: Potential, *, skin: float | None = None, delta: bool = False
     ) -> None:
+        require_potential(potential)
         self._last: tuple[System, Result] | None = None
         if delta != bool(potential.baseline):
             raise ValueError(_wrong_delta(potential.baseline))
@@ -93,6 +97,8 @@ class Evaluator:
 
     def __call__(self, system: System) -> Result:
         """Return the results of a system; neighbour lists are rebuilt if necessary.
+
+        Charges and multiplicities are not checked at every step: `take` does that once.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed, if only while a compiled loop returned its

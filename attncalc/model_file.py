@@ -58,7 +58,7 @@ from attncalc.physics.electrostatics import DampedElectrostatics, Electrostatics
 from attncalc.physics.ewald import Ewald, EwaldConfig
 from attncalc.physics.self_energy import SelfEnergy, SelfEnergyConfig
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
-from attncalc.potential import Committee, Potential
+from attncalc.potential import Committee, Potential, require_potential
 from attncalc.text import one_line
 
 NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
@@ -96,9 +96,11 @@ def save(potential: Potential, path: str | Path, *, refer_to: Sequence[str] = ()
 
     Raises:
         ValueError: a reference energy, scale or hyper-parameter is not finite.
-        TypeError: a network or pair term is not in the table of model files, or is compiled.
+        TypeError: `potential` is no `Potential`, or a network or pair term is not in the table of
+            model files, or is compiled.
         FileNotFoundError: there is no model of a name in `refer_to`.
     """
+    require_potential(potential)
     if len(potential.members) > 1:
         tensors, members = _written_members(potential, Path(path).parent, refer_to)
         description: dict[str, Any] = {"members": members}
@@ -130,6 +132,7 @@ def save(potential: Potential, path: str | Path, *, refer_to: Sequence[str] = ()
     write_atomically(path, content)
 
 
+@torch.inference_mode(False)  # weights that are made in that mode cannot be used outside
 def load(
     model: str | Path = DEFAULT_MODEL,
     *,

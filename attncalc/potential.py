@@ -303,6 +303,19 @@ class Potential(nn.Module):
         return scaled + self.reference_energies[graph.species]
 
 
+def require_potential(given: object) -> None:
+    """Refuse a name, a calculator or anything else that is no potential.
+
+    Raises:
+        TypeError: `given` is no `Potential`.
+    """
+    if not isinstance(given, Potential):
+        raise TypeError(
+            f"expected a Potential, got {type(given).__name__}: load(NAME) returns one, and "
+            "calculator.potential is one"
+        )
+
+
 class Committee(Potential):
     """Mean of several potentials, with their spread as a measure of uncertainty.
 
@@ -315,6 +328,7 @@ class Committee(Potential):
         training: as for `Potential`.
 
     Raises:
+        TypeError: a member is no `Potential`.
         ValueError: there are fewer than two members, they differ in species, cutoff or baseline,
             or one appears twice.
     """
@@ -323,6 +337,8 @@ class Committee(Potential):
         self, members: Sequence[Potential], *, training: Mapping[str, Any] | None = None
     ) -> None:
         nn.Module.__init__(self)  # a committee has no network of its own
+        for member in members:
+            require_potential(member)
         # the members of a committee count like others: all have the same weight in the mean
         members = [one for member in members for one in member.members]
         if len(members) < 2:

@@ -10,7 +10,7 @@ from torch import Tensor
 from attncalc.graph import ALL_PAIRS, Graphs, species_of
 from attncalc.neighbors import ImpossiblePositions, fresh_graph
 from attncalc.ops import segment_sum
-from attncalc.potential import Potential, evaluate
+from attncalc.potential import Potential, evaluate, require_potential
 from attncalc.result import Result
 from attncalc.system import System
 
@@ -34,9 +34,12 @@ def evaluate_many(
         first_number: number of the first structure in messages.
 
     Raises:
-        TypeError: one of the structures is no `ase.Atoms`.
+        TypeError: `potential` is no `Potential`, or one of the structures no `ase.Atoms`.
         ValueError: a structure is impossible or not known to the model; the message names it.
     """
+    require_potential(potential)
+    if isinstance(structures, Atoms):  # type: ignore[unreachable]
+        raise TypeError("evaluate_many takes a list of structures, got one ase.Atoms")
     if not hasattr(structures, "__getitem__"):  # an iterator is read twice
         structures = list(structures)
     for first, last in batches(structures, batch_atoms, apart=potential.counts_all_pairs):

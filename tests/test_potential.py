@@ -12,10 +12,12 @@ from ase.build import bulk
 from contract import assert_close, assert_same_result, build_graph, ethanol, slab, triclinic
 from torch import Tensor, nn
 
+from attncalc import AttnCalculator
 from attncalc.evaluator import Evaluator
 from attncalc.graph import AtomOutputs, Graph
+from attncalc.model_file import save
 from attncalc.ops import safe_norm, segment_sum
-from attncalc.potential import Potential, evaluate, forces_from_edges
+from attncalc.potential import Committee, Potential, evaluate, forces_from_edges
 from attncalc.result import Result
 from attncalc.structures import check_system, evaluate_many
 from attncalc.system import System
@@ -272,6 +274,36 @@ def test_an_impossible_structure_is_named() -> None:
 def test_an_evaluator_says_what_it_takes() -> None:
     with pytest.raises(TypeError, match=r"takes a System, not Atoms: System\.from_ase\(atoms\)"):
         Evaluator(springs())(ethanol())
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        Evaluator,
+        lambda given: list(evaluate_many(given, [ethanol()])),
+        lambda given: Committee([given, given]),
+        lambda given: save(given, "never.safetensors"),
+    ],
+    ids=["Evaluator", "evaluate_many", "Committee", "save"],
+)
+def test_a_name_is_no_potential(take) -> None:
+    with pytest.raises(TypeError, match=r"expected a Potential, got str: load\(NAME\) returns one"):
+        take("so3krates-ethanol")
+
+
+def test_one_structure_is_no_list() -> None:
+    with pytest.raises(TypeError, match=r"takes a list of structures, got one ase\.Atoms"):
+        list(evaluate_many(springs(), ethanol()))
+
+
+def test_what_is_made_in_inference_mode_runs_outside() -> None:
+    with torch.inference_mode():
+        made = AttnCalculator("so3krates-ethanol", dtype="float64")
+        evaluator = Evaluator(springs())
+    atoms = ethanol()
+    expected = AttnCalculator("so3krates-ethanol", dtype="float64").get_forces(atoms)
+    np.testing.assert_array_equal(made.get_forces(atoms), expected)
+    assert evaluator(System.from_ase(atoms)).forces.abs().max() > 0
 
 
 # ------------------------------------------------------------------------------ charge and spin

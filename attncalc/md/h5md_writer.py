@@ -320,6 +320,8 @@ class H5MDWriter(Callback):
             self._keep_twin()
         number = os.open(self._twin, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         if lock(number):
+            if self._step_on_disk < 0:  # what an attempt left that failed after it was written
+                os.ftruncate(number, 0)
             return number
         # a reader still has the former visible file open, locked by HDF5: it must not change
         os.close(number)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import configparser
+import errno
 import gc
 import importlib
 import io
 import multiprocessing
 import os
 import re
+import shutil
 import time
 import warnings
 from dataclasses import replace
@@ -25,6 +27,7 @@ from ase.io import formats
 from ase.io import read as ase_read
 from torch import Tensor
 
+from attncalc.files import NoSpaceLeft
 from attncalc.md import H5MDWriter, MDState, Verlet, h5md, h5md_reader, h5md_writer, read_h5md
 from attncalc.md.h5md_reader import iread_h5md
 from attncalc.plugins.h5md_io import read_attnh5md
@@ -485,7 +488,22 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path):
     (tmp_path / "run.h5md").write_text("somebody else's")
     with pytest.raises(FileExistsError, match=r"run\.h5md exists: nothing is overwritten"):
         writer(state_at(0))
+    with pytest.raises(FileExistsError, match=r"run\.h5md exists: nothing is overwritten"):
+        writer.end()  # it tries again
     assert (tmp_path / "run.h5md").read_text() == "somebody else's"
+
+
+def test_a_disk_with_room_for_one_copy_of_the_first_frame(tmp_path: Path, monkeypatch):
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    writer = H5MDWriter(tmp_path / "run.h5md")
+    writer.begin(state_at(0), HALF_FS)
+    for attempt in (lambda: writer(state_at(0)), writer.end):
+        with pytest.raises(NoSpaceLeft):
+            attempt()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_another_run_writes_is_refused(tmp_path: Path):

@@ -247,3 +247,11 @@ def test_the_largest_drift_of_all_systems() -> None:
     assert summary.drift([2, 4, 1]) == pytest.approx(-0.2), "eV per atom and ps"
     assert summary.drift([1000, 1000, 1000]) == 0, "as small as fluctuations"
     assert LogSummary().drift([1]) == 0
+
+
+def test_a_short_run_has_no_drift() -> None:
+    """A fluctuation of 6 meV per atom in a few steps would be a drift of eV per ps."""
+    summary = LogSummary()
+    for time, conserved in ((0.0, 7.0), (2.0, 7.006)):
+        summary.add({"time_fs": time, "conserved_eV": conserved})
+    assert summary.drift([1]) == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from ase import Atoms
+from ase.build import molecule
 from contract import ELEMENTS, ethanol, randomise, slab, triclinic
 from networks import tiny_so3krates
 from torch import nn
@@ -236,3 +237,9 @@ def test_the_table() -> None:
 def test_the_tolerance_itself_passes() -> None:
     assert Check("a", 1e-6, 1e-6, "eV").passed
     assert not Check("a", 1.001e-6, 1e-6, "eV").passed
+
+
+def test_images_at_the_cutoff_of_electrostatics() -> None:
+    """Each atom is 2 x 6 Å from images of itself, where the sum over pairs ends."""
+    atoms = molecule("H2O", cell=[6, 6, 6], pbc=True)
+    assert verify(load("so3krates-organic"), atoms).passed

@@ -58,10 +58,10 @@ def read_extxyz_in_parts(path: Path, n: int | None, options: ReadOptions) -> Ite
     _require_last_newline(path)
     units, first = None, 0
     with open(path, encoding="utf-8") as file:
-        frames = delimited(file)
+        parts = _parts((parsed(*frame) for frame in delimited(file)), n)
         while True:
             try:
-                part = [parsed(*frame) for frame in islice(frames, n)]
+                part = next(parts, [])
             except ValueError as error:
                 raise ValueError(
                     f"{path.name}: the file is truncated or not extended XYZ ({one_line(error)}): "
@@ -82,6 +82,18 @@ def read_extxyz_in_parts(path: Path, n: int | None, options: ReadOptions) -> Ite
             if options.free_energy is None and dataset.labels == "default":
                 options = replace(options, free_energy=_next_free_energy(part))
             first += len(part)
+
+
+def _parts(frames: Iterator[Atoms], n: int | None) -> Iterator[list[Atoms]]:
+    """Yield n frames at a time; parts of isolated atoms alone are joined to others."""
+    part = list(islice(frames, n))
+    while part:
+        following = list(islice(frames, n))
+        if following and any(all(map(_is_isolated, some)) for some in (part, following)):
+            part += following
+            continue
+        yield part
+        part = following
 
 
 def read_frames(path: Path, index: slice = slice(None)) -> list[Atoms]:
@@ -238,19 +250,21 @@ def labelled(everything: Sequence[Atoms], options: ReadOptions, source: str) -> 
     """Return the data set of labelled frames; see `from_ase`, also for the errors raised."""
     frames = [atoms for atoms in everything if not _is_isolated(atoms)]
     isolated = [atoms for atoms in everything if _is_isolated(atoms)]
-    where = f"{source}, counted without isolated atoms" if isolated else source
+    where = source
     try:
         if not frames:
             raise ValueError("it contains no structures" + (" but isolated atoms" * bool(isolated)))
         prefix = _choose_labels(frames[0], options.labels)
         to_ase = _factors(everything, options, prefix)
+        if isolated:
+            where = f"{source}, counted without isolated atoms"
         energies = _column(frames, prefix, "energy")
         forces = _with_fallback(frames, prefix, "forces")
         stress = _stress(frames, prefix, source)
-        of_isolated = _column(isolated, prefix, "energy")
+        of_isolated = [prefix + "energy"]  # names, the first one that an atom has
         if _reads_free_energy(frames, options, prefix):
             energies = _column(frames, "", "free_energy")
-            of_isolated = _column(isolated, "", "free_energy") or of_isolated
+            of_isolated = ["free_energy", *of_isolated]
             if energies is None:
                 raise ValueError(
                     "no free_energy, which is read as the energy of earlier structures: put them "
@@ -298,24 +312,30 @@ def _is_isolated(atoms: Atoms) -> bool:
 
 
 def _by_element(
-    isolated: Sequence[Atoms], energies: Sequence[NDArray] | None, to_eV: float
+    isolated: Sequence[Atoms], names: Sequence[str], to_eV: float
 ) -> dict[int, float] | None:
     """Return energies, eV, of isolated atoms by atomic number; None if there are none.
 
+    Args:
+        isolated: the atoms.
+        names: of their energies, the first one that an atom has.
+        to_eV: factor.
+
     Raises:
-        ValueError: isolated atoms have no energies, or two atoms of an element different ones.
+        ValueError: an atom has no energy, or two atoms of an element have different ones.
     """
-    if not isolated:
-        return None
-    if energies is None:
-        raise ValueError("isolated atoms have no energy: remove them, or give their energies")
     known: dict[int, float] = {}
-    for atoms, energy in zip(isolated, energies, strict=True):
-        (number,), value = atoms.numbers.tolist(), energy.item() * to_eV
-        if number in known and known[number] != value:
+    for atoms in isolated:
+        found = [value for name in names if (value := _label(atoms, name)) is not None]
+        if not found or np.size(found[0]) != 1 or np.asarray(found[0]).dtype.kind not in "iuf":
+            raise ValueError(
+                f"isolated {atoms.symbols} has no {names[-1]}, or not as one number: give it, or "
+                "remove the atom"
+            )
+        (number,), energy = atoms.numbers.tolist(), np.asarray(found[0]).item() * to_eV
+        if abs(known.setdefault(number, energy) - energy) > 1e-6:
             raise ValueError(f"isolated {atoms.symbols} has two energies: remove one of them")
-        known[number] = value
-    return known
+    return known or None
 
 
 def _say_what_is_left_out(frames: Sequence[Atoms], dataset: Dataset) -> None:
@@ -488,9 +508,9 @@ def _reads_free_energy(frames: Sequence[Atoms], options: ReadOptions, prefix: st
 
 def _next_free_energy(frames: Sequence[Atoms]) -> bool | None:
     """Return the option `free_energy` with which further frames of a file are read."""
-    if any(_free_energy_differs(atoms) for atoms in frames):
-        return True
     structures = [atoms for atoms in frames if not _is_isolated(atoms)]
+    if any(_free_energy_differs(atoms) for atoms in structures):
+        return True
     return None if all(_has_free_energy(atoms) for atoms in structures) else False
 
 

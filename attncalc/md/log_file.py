@@ -18,8 +18,8 @@ SPREAD = "force_spread_eV_A"
 NOVELTY = "novelty"
 # eV per atom, of the conserved quantity
 FLUCTUATION = 5e-3
-# fs; in a shorter time a fluctuation looks like a drift
-SHORTEST = 500.0
+# in a run shorter than this, fs, a fluctuation looks like a drift: so many times more is needed
+SHORTEST, MORE = 500.0, 10.0
 # bytes; a longer line is not of a log
 LONGEST_LINE = 1000
 # bytes read at once to count lines
@@ -61,18 +61,17 @@ class LogSummary:
     def drift(self, n_atoms: Sequence[int]) -> float:
         """Return the largest drift of the conserved quantity of a system, eV per atom and ps.
 
-        Only the time step changes this quantity. A change of less than `FLUCTUATION`, or in less
-        time than `SHORTEST`, counts as none, because it also fluctuates.
+        Only the time step changes this quantity. A change of less than `FLUCTUATION`, or `MORE`
+        times that in a run shorter than `SHORTEST`, counts as none, because it also fluctuates.
 
         Args:
             n_atoms: number of atoms of each system.
         """
         largest = 0.0
         for system, (began, before, ended, after) in self.ends.items():
-            if ended - began < SHORTEST:
-                continue
             change = (after - before) / n_atoms[system]
-            if abs(change) > FLUCTUATION and abs(change) > abs(largest) * (ended - began) / 1000:
+            least = FLUCTUATION * (MORE if ended - began < SHORTEST else 1.0)
+            if abs(change) > least and abs(change) > abs(largest) * (ended - began) / 1000:
                 largest = 1000 * change / (ended - began)
         return largest
 

@@ -96,7 +96,7 @@ class DenoisingEquiformer(Equiformer):
         n_last = (head, *(max(1, head * width // scalars) for width in config.channels[1:]))
         self.force_embedding = IrrepsLinear([1] * len(n_last), config.channels)
         self.last_block = OpenLastBlock(config, n_last)
-        self.norm = EquivariantLayerNorm(n_last)
+        self.norm = EquivariantLayerNorm(n_last, config.norm == "joint")
         self.denoising_head = DenoisingHead(config, n_last)
         self.to(torch.float32)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from attncalc import data
 from attncalc.data import Dataset
 from attncalc.data.statistics import far_from_composition, per_element
-from attncalc.model_file import NETWORKS, PAIR_TERMS, load, model_name
+from attncalc.model_file import EARLIER, NETWORKS, PAIR_TERMS, load, model_name
 from attncalc.model_header import DTYPES
 from attncalc.potential import Committee, Potential
 from attncalc.structures import evaluate_many
@@ -194,6 +194,8 @@ def _starting_model(recipe: Recipe, training: Dataset) -> Potential:
     # avg_num_neighbors is that of the model if the recipe does not give it
     config = recipe.network_config(lambda: theirs["avg_num_neighbors"])
     for key, ours in dataclasses.asdict(config).items():
+        if key in EARLIER.get(recipe.network, {}) and key not in recipe.config:
+            continue  # that of the model
         if ours != theirs[key]:
             raise ValueError(f"{name} has {key} {theirs[key]}, the recipe's config has {ours}")
     if model.baseline and not recipe.baseline:

@@ -223,6 +223,30 @@ def test_isolated_atoms_are_reference_energies(molecules, written, caplog):
     assert in_eV == pytest.approx(-13.5 * units.Hartree)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, None])
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_isolated_atoms_in_parts(molecules, written, n, order):
+    """A part of isolated atoms alone would have no structure."""
+    atoms = [lone("H", -13.5), lone("O", -2040.0)]
+    path = written([*atoms, *molecules] if order == "first" else [*molecules, *atoms])
+    parts = list(data.read_parts(path, n) if n else [data.read(path)])
+    assert sum(map(len, parts)) == 2
+    found: dict[int, float] = {}
+    for part in parts:
+        found |= part.isolated_energies or {}
+    assert found == {1: -13.5, 8: -2040.0}
+
+
+def test_free_energies_of_isolated_atoms_alone(crystals, written):
+    """They do not say what is read of structures in later parts."""
+    alone = Atoms("Cu", info={"config_type": "IsolatedAtom"})
+    results = {"energy": 1.0, "free_energy": 0.75, "forces": np.zeros((1, 3))}
+    alone.calc = SinglePointCalculator(alone, **results)
+    parts = list(data.read_parts(written([alone, *crystals]), 2))
+    assert [len(part) for part in parts] == [1, 1]
+    assert parts[0].isolated_energies == {29: 1.0}
+
+
 def test_isolated_atoms_in_another_file_format(molecules, written, tmp_path):
     data.write_hdf5(data.read(written([lone("H", -13.5), *molecules])), tmp_path / "data.h5")
     found = data.read(tmp_path / "data.h5")
@@ -242,7 +266,7 @@ def test_free_energies_of_isolated_atoms(crystals):
     ("frames", "message"),
     [
         ([lone("H", -13.5), lone("H", -13.6)], "isolated H has two energies: remove one of them"),
-        ([lone("H", None)], "isolated atoms have no energy: remove them, or give their energies"),
+        ([lone("H", None)], "isolated H has no REF_energy, or not as one number: give it, or rem"),
         ([lone("H", np.nan)], "the energy of the isolated atom 1 is not that of an element"),
     ],
     ids=["two", "none", "not a number"],

@@ -249,9 +249,10 @@ def test_the_largest_drift_of_all_systems() -> None:
     assert LogSummary().drift([1]) == 0
 
 
-def test_a_short_run_has_no_drift() -> None:
+@pytest.mark.parametrize(("change", "drift"), [(0.006, 0.0), (0.06, 30.0)])
+def test_drift_of_a_short_run(change: float, drift: float) -> None:
     """A fluctuation of 6 meV per atom in a few steps would be a drift of eV per ps."""
     summary = LogSummary()
-    for time, conserved in ((0.0, 7.0), (2.0, 7.006)):
+    for time, conserved in ((0.0, 7.0), (2.0, 7 + change)):
         summary.add({"time_fs": time, "conserved_eV": conserved})
-    assert summary.drift([1]) == 0
+    assert summary.drift([1]) == pytest.approx(drift)

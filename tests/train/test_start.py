@@ -278,6 +278,19 @@ def test_failed_calculations_do_not_move_the_reference_energies(recipe, parts, c
     assert off.abs().max() < 1e-3
 
 
+def test_an_equiformer_of_earlier_versions_keeps_its_norm(recipe, parts):
+    """Neither its file nor the recipe says which one it has."""
+    atoms = [molecule("CH3CH2OH") for _ in range(3)]
+    ethanol = data.Dataset(atoms, np.full(3, -4200.0), [np.zeros((9, 3))] * 3, source="ethanol")
+    keys = {"network": "equiformer", "config": {}, "start_from": "equiformer-ethanol"}
+    started = dataclasses.replace(recipe, **keys).with_start()
+    assert "norm" not in started.config
+    assert new_potential(started, ethanol).network.config.norm == "degree"
+    other = dataclasses.replace(started, config={**started.config, "norm": "joint"})
+    with pytest.raises(ValueError, match="has norm degree, the recipe's config has joint"):
+        new_potential(other, ethanol)
+
+
 def test_isolated_atoms_and_mixed_compositions_are_no_failures(recipe, parts, caplog):
     atoms = [Atoms("Cu"), Atoms("Ni")]
     alone = data.Dataset(atoms, np.array([3.5, 4.4]), [np.zeros((1, 3))] * 2, source="alone")

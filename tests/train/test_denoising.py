@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 from ase.build import molecule
-from contract import ELEMENTS, assert_close, build_graph, randomise, rotation, transformed
+from contract import (
+    ELEMENTS,
+    assert_close,
+    build_graph,
+    moved_along,
+    randomise,
+    rotation,
+    transformed,
+)
 from trainings import assert_same_bits, stopped_at
 
 from attncalc.data import Dataset
@@ -110,6 +118,18 @@ def rattled(n: int = 6, *, by: float = 0.1) -> Dataset:
 
 
 # ------------------------------------------------------------------------------------ network
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_displacements_are_continuous_at_atoms_of_high_symmetry(name: str) -> None:
+    made, found = network(name), []
+    for step in (0.0, 1e-5, 1e-3):
+        graph = build_graph(
+            Potential(made, ELEMENTS), System.from_ase(moved_along(molecule("CH4"), 2, step))
+        )
+        found.append(made.denoise(graph, torch.zeros(5, 3, dtype=torch.float64))[1])
+    near, far = ((shifts - found[0]).abs().max() for shifts in found[1:])
+    assert near <= 0.02 * far
 
 
 @pytest.mark.parametrize(

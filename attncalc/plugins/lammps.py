@@ -35,9 +35,12 @@ from attncalc.potential import Potential
 from attncalc.system import System
 from attncalc.text import one_line
 
+RIGID = ("", "/small")
+
 CHANGING_FORCES = (
     *("setforce", "aveforce", "lineforce", "planeforce", "enforce2d", "freeze"),
-    *("shake", "rattle", "store/force", "ti/spring", "plumed"),
+    *("shake", "rattle", "store/force", "ti/spring", "plumed", "flow/gauss", "poems"),
+    *(f"rigid{kind}{small}" for kind in ("", "/nve", "/nvt", "/npt", "/nph") for small in RIGID),
 )
 """Styles of `fix` that change or read the forces so far."""
 

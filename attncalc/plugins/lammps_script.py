@@ -40,6 +40,8 @@ PER_ATOM = ("pe/atom", "stress/atom", "centroid/stress/atom")
 OF_PAIRS = (
     *("group/group", "pair", "pair/local", "stress/mop", "stress/mop/profile"),
     *("stress/cartesian", "stress/cylinder", "stress/spherical", "pressure/cylinder"),
+    *("hma", "fep", "fep/ta", "force/tally", "heat/flux/tally", "heat/flux/virial/tally"),
+    *("pe/tally", "pe/mol/tally", "stress/tally"),
 )
 """Styles of `compute` that read the pair style, which has no energy, instead of the model."""
 
@@ -145,6 +147,11 @@ class Script:
 
         for line in self._others:
             style = [*_words(line, "compute")[2:3], *_words(line, "fix")[2:3]]
+            if style[:1] == ["hmc"]:
+                raise ValueError(
+                    f"{path}: fix hmc would keep the model's energy of rejected moves: it restores "
+                    "that of the pair style only"
+                )
             if style and style[0] in DIFFERENCES:
                 raise ValueError(
                     f"{path}: {style[0]} would leave the model out, as all fixes: "

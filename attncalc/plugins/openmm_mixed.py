@@ -118,6 +118,8 @@ def _require_known(system: openmm.System, mine: set[int]) -> None:
     for force in system.getForces():
         kind = type(force).__name__
         shifted = kind == "NonbondedForce" and force.getNumExceptionParameterOffsets()
+        if kind == "PythonForce" and mine & (set(force.getParticles()) or mine):
+            raise ValueError("a PythonForce acts on these particles already, such as a model")
         if shifted or kind not in (*UNTOUCHED, *LISTED, *PAIRWISE):
             what = f"{kind} with offsets of exceptions" if shifted else kind
             raise ValueError(f"the part of {what} among the molecules cannot be taken out")

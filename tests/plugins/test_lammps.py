@@ -432,6 +432,13 @@ REFUSED = {
     "compute stress/cartesian x 1.0 NULL 0 asks": {
         "behind": "compute s all stress/cartesian x 1.0 NULL 0"
     },
+    "compute fep/ta 300 xy 1.001 asks": {"behind": "compute f all fep/ta 300 xy 1.001"},
+    "fix hmc would keep the model's energy of rejected moves": {
+        "behind": "fix h all hmc 10 123 300"
+    },
+    "fix body (rigid/nve) stands before the model": {
+        "style": f"fix body all rigid/nve single\n{USUAL['style']}"
+    },
     "fix widom would see an ideal gas": {"behind": "fix w all widom 1 9 0 123 300"},
     "numdiff/virial would leave the model out": {"behind": "fix n all numdiff/virial 1 1e-4"},
     "neigh_modify exclude: a network": {

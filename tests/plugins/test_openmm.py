@@ -250,8 +250,20 @@ def test_a_model_leaves_molecules_whole():
     known = context(mixed, atoms.positions).getMolecules()
     assert sorted(map(len, known)) == [1] * 20 + [9]
     assert [sorted(one) for one in known if len(one) > 1] == [inner]
+    with pytest.raises(ValueError, match="a PythonForce acts on these particles already"):
+        replace_molecules(mixed, *model, device="cpu")  # it would count twice
+    (place,) = (k for k, force in enumerate(mixed.getForces()) if force.getName() == "attncalc")
+    mixed.removeForce(place)
     again = replace_molecules(mixed, *model, device="cpu")
     assert context(again, atoms.positions).getMolecules() == known
+
+
+def test_a_model_of_all_particles_is_none_of_some():
+    atoms = ethanol() + ethanol(1)
+    system = bare_system(atoms)
+    add_force(system, "so3krates-organic", atoms.numbers, device="cpu")
+    with pytest.raises(ValueError, match="a PythonForce acts on these particles already"):
+        replace_molecules(system, MODEL, atoms.numbers[:9], list(range(9)), device="cpu")
 
 
 def long_range_correction(coulomb: openmm.NonbondedForce, atoms: Atoms) -> float:

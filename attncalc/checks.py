@@ -319,8 +319,7 @@ def _smooth_at_symmetric_site(potential: Potential) -> Check:
     exactly = Atoms([centre] + 4 * [end], [[0, 0, 0], *(length * corners)])
     moved = exactly.copy()
     moved.positions[0] += [1e-6, 0, 0]
-    results = (_evaluate(potential, _system(potential, atoms)) for atoms in (exactly, moved))
-    there, beside = (result.forces for result in results)
+    there, beside = _evaluate(potential, _system(potential, [exactly, moved])).forces.chunk(2)
     return Check("forces continuous at a symmetric site", _largest(there - beside), 1e-2, "eV/Å")
 
 

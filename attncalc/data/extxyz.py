@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from io import StringIO
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -248,12 +248,14 @@ def dataset_of(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Da
 
 def labelled(everything: Sequence[Atoms], options: ReadOptions, source: str) -> Dataset:
     """Return the data set of labelled frames; see `from_ase`, also for the errors raised."""
-    frames = [atoms for atoms in everything if not _is_isolated(atoms)]
-    isolated = [atoms for atoms in everything if _is_isolated(atoms)]
+    alone = [_is_isolated(atoms) for atoms in everything]
+    frames = [atoms for atoms, is_alone in zip(everything, alone, strict=True) if not is_alone]
+    isolated = list(compress(everything, alone))
     where = source
     try:
         if not frames:
-            raise ValueError("it contains no structures" + (" but isolated atoms" * bool(isolated)))
+            what = "it contains no structures"
+            raise ValueError(f"{what} but isolated atoms" if isolated else what)
         prefix = _choose_labels(frames[0], options.labels)
         to_ase = _factors(everything, options, prefix)
         if isolated:
@@ -290,8 +292,7 @@ def labelled(everything: Sequence[Atoms], options: ReadOptions, source: str) -> 
     except ValueError as error:
         raise ValueError(one_line(f"{where}: {error}")) from None
     if isolated:  # as in the file
-        of_file = [not _is_isolated(atoms) for atoms in everything]
-        fields["indices"] = np.flatnonzero(of_file)
+        fields["indices"] = np.flatnonzero(np.logical_not(alone))
     dataset = Dataset(
         structures=structures,
         **fields,

@@ -35,12 +35,11 @@ from attncalc.potential import Potential
 from attncalc.system import System
 from attncalc.text import one_line
 
-RIGID = ("", "/small")
-
 CHANGING_FORCES = (
     *("setforce", "aveforce", "lineforce", "planeforce", "enforce2d", "freeze"),
     *("shake", "rattle", "store/force", "ti/spring", "plumed", "flow/gauss", "poems"),
-    *(f"rigid{kind}{small}" for kind in ("", "/nve", "/nvt", "/npt", "/nph") for small in RIGID),
+    *("rigid", "rigid/nve", "rigid/nvt", "rigid/npt", "rigid/nph", "rigid/small"),
+    *("rigid/nve/small", "rigid/nvt/small", "rigid/npt/small", "rigid/nph/small"),
 )
 """Styles of `fix` that change or read the forces so far."""
 

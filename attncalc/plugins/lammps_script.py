@@ -45,8 +45,16 @@ OF_PAIRS = (
 )
 """Styles of `compute` that read the pair style, which has no energy, instead of the model."""
 
-DIFFERENCES = ("born/matrix", "numdiff", "numdiff/virial")
-"""Styles of `compute` and `fix` whose finite differences leave out forces of fixes."""
+WITHOUT_FIXES = {
+    **{
+        style: f"{style} would leave the model out, as all fixes: calc.get_hessian() and "
+        "calc.get_stress() have its derivatives"
+        for style in ("born/matrix", "numdiff", "numdiff/virial")
+    },
+    "hmc": "fix hmc would keep the model's energy of rejected moves: it restores that of the pair "
+    "style only",
+}
+"""Styles of `compute` and `fix` that do not know the energy or forces of a fix, and the reason."""
 
 HYBRIDS = ("attncalc", "hybrid", "hybrid/overlay")
 """First words of `pair_style` that apply the model as a whole."""
@@ -147,16 +155,8 @@ class Script:
 
         for line in self._others:
             style = [*_words(line, "compute")[2:3], *_words(line, "fix")[2:3]]
-            if style[:1] == ["hmc"]:
-                raise ValueError(
-                    f"{path}: fix hmc would keep the model's energy of rejected moves: it restores "
-                    "that of the pair style only"
-                )
-            if style and style[0] in DIFFERENCES:
-                raise ValueError(
-                    f"{path}: {style[0]} would leave the model out, as all fixes: "
-                    "calc.get_hessian() and calc.get_stress() have its derivatives"
-                )
+            if style and style[0] in WITHOUT_FIXES:
+                raise ValueError(f"{path}: {WITHOUT_FIXES[style[0]]}")
         self._refuse_energies_of_minimize(path)
 
     def _refuse_energies_of_minimize(self, path: str | Path) -> None:

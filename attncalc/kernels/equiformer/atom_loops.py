@@ -5,6 +5,7 @@ from typing import NamedTuple
 from attncalc.kernels.equiformer.degree_loops import (
     add_by_degree,
     add_by_degree_gradient,
+    columns_of,
     degree_norms,
     degree_norms_gradient,
     layer_norm,
@@ -63,8 +64,8 @@ def normalise_gradient(n, layout, n_degrees, given, normal, inverse, d_x):
     stays_whole()
     layer_norm_gradient(n, given, layout.channels[0], normal, inverse, 0)
     degree_norms_gradient(n, layout, n_degrees, given, normal, inverse)
-    last = n_degrees - 1
-    add_rows(n, given, layout.atom[last] + (2 * last + 1) * layout.channels[last], d_x)
+    _, end = columns_of(layout, n_degrees - 1)
+    add_rows(n, given, end, d_x)
 
 
 @inner_loop

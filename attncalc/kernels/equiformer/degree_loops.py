@@ -42,7 +42,7 @@ def degree_norms(n, layout, n_degrees, x, out, inverse):
     for i in range(n):
         joint = ONE / (inverse[i, 0] * inverse[i, 0]) - NORM_EPSILON
         for l in range(1, n_degrees):
-            first, last = _columns(layout, l)
+            first, last = columns_of(layout, l)
             gathered = fill(ZERO)
             for k in range(first, last, LANES):
                 v = load(x, i, k)
@@ -51,7 +51,7 @@ def degree_norms(n, layout, n_degrees, x, out, inverse):
             joint += inverse[i, l]
         joint /= single(n_degrees)
         for l in range(1, n_degrees):
-            first, last = _columns(layout, l)
+            first, last = columns_of(layout, l)
             square = joint if layout.joint_norm else inverse[i, l]
             inverse[i, l] = ONE / single(math.sqrt(square + NORM_EPSILON))
             factor = fill(inverse[i, l])
@@ -73,7 +73,7 @@ def degree_norms_gradient(n, layout, n_degrees, given, normal, inverse):
                 together += _along(layout, l, i, given, normal)
             together /= single(n_degrees)
         for l in range(1, n_degrees):
-            first, last = _columns(layout, l)
+            first, last = columns_of(layout, l)
             along = together if layout.joint_norm else _along(layout, l, i, given, normal)
             along_each = fill(along / single(last - first))
             factor = fill(inverse[i, l])
@@ -89,7 +89,7 @@ def degree_norms_gradient(n, layout, n_degrees, given, normal, inverse):
 
 
 @inner_loop
-def _columns(layout, l):
+def columns_of(layout, l):
     """First column of degree l in rows of atoms, and the one after its last."""
     first = layout.atom[l]
     return first, first + (2 * l + 1) * layout.channels[l]
@@ -98,7 +98,7 @@ def _columns(layout, l):
 @inner_loop
 def _along(layout, l, i, given, normal):
     """Scalar product of two rows within degree l."""
-    first, last = _columns(layout, l)
+    first, last = columns_of(layout, l)
     along = fill(ZERO)
     for k in range(first, last, LANES):
         along = fma(load(given, i, k), load(normal, i, k), along)

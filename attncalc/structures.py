@@ -216,5 +216,5 @@ def _refuse_radicals(electrons: Tensor, pbc: Tensor) -> None:
         raise ValueError(
             f"the number of electrons{where} is odd, {int(electrons[k])}: this model was trained "
             "on closed shells only; is a hydrogen atom missing, or the total charge "
-            '(atoms.info["charge"]; in an .xyz file, charge=1 in its second line)?'
+            '(atoms.info["charge"], charge=1 in the second line of an .xyz file, or --charge)?'
         )

@@ -16,7 +16,7 @@ from ase import Atoms
 
 from attncalc.cli.errors import OUTSIDE_STATUS, one_line_errors
 from attncalc.cli.files import read_structures
-from attncalc.cli.options import set_threads
+from attncalc.cli.options import charge_options, set_charge, set_threads
 from attncalc.cli.output import output_options, overwrites, report_json, say, warn
 from attncalc.cli.progress import progress_bar
 from attncalc.files import FileLock
@@ -103,12 +103,7 @@ NEEDS = 'distilling needs {}: pip install "attncalc[distill]"'
     show_default=True,
     help="Timestep of the dynamics, fs.",
 )
-@click.option("--charge", type=int, help="Total charge, e. Default: that of the file, else 0.")
-@click.option(
-    "--multiplicity",
-    type=click.IntRange(min=1),
-    help="Spin multiplicity 2S+1. Default: that of the file, else the lowest.",
-)
+@charge_options
 @click.option("--seed", type=click.IntRange(min=0, max=10**6), default=0, show_default=True)
 @output_options
 @one_line_errors
@@ -174,16 +169,15 @@ def _start(structure: str, charge: int | None, multiplicity: int | None) -> Atom
     atoms = Atoms(read.numbers, read.positions, cell=read.cell, pbc=read.pbc)
     if len(atoms) < 2:
         raise ValueError(f"{structure}: two atoms or more are needed, got {len(atoms)}")
-    for name, value in (("charge", charge), ("spin", multiplicity)):
-        said = next(iter(stated(read.info, name).values()), None)
-        if (chosen := said if value is None else value) is not None:
-            atoms.info[name] = read.info[name] = chosen
+    set_charge([read], charge, multiplicity)
+    for name in ("charge", "spin"):
+        atoms.info |= stated(read.info, name)
     if ignored := what_is_ignored(read):
         warn(f"{ignored}, or use --charge and --multiplicity")
     if read.constraints:
         warn("constraints of the structure are not used: all atoms move in a distillation")
     System.from_ase(atoms)  # refuses impossible structures
-    atoms.info["charge"], atoms.info["spin"] = charge_and_spin(atoms)
+    atoms.info = dict(zip(("charge", "spin"), charge_and_spin(atoms), strict=True))
     return atoms
 
 

@@ -30,8 +30,10 @@ from attncalc.cli.md_picture import Picture
 from attncalc.cli.model_checks import require_known, require_limits, say_model
 from attncalc.cli.options import (
     calculator_options,
+    charge_options,
     model_option,
     names_in,
+    set_charge,
     set_threads,
     stop_option,
 )
@@ -70,6 +72,7 @@ NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressib
 @click.command()
 @click.argument("structure", required=False)
 @model_option
+@charge_options
 @calculator_options
 @click.option("--ensemble", type=click.Choice(ENSEMBLES), default="nvt", show_default=True)
 @click.option(
@@ -163,6 +166,8 @@ def md(
     context,
     structure,
     model,
+    charge,
+    multiplicity,
     device,
     dtype,
     threads,
@@ -236,6 +241,7 @@ def md(
     for ending in (".png", ".csv") if by_ase else (".png", ".csv", ".ckpt"):
         _new_file(target.with_suffix(ending), target)
     found = _starting_structures(structure, replicas, by_ase=by_ase)
+    set_charge(found, charge, multiplicity)
     if unread := {remove_other_velocities(one) for one in found} - {""}:
         warn(
             f"{source}: velocities in a column {min(unread)!r} are not read, because nothing says "

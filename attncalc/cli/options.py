@@ -1,4 +1,4 @@
-"""Options that several commands share, and the effect of --threads."""
+"""Options that several commands share, and the effects of --threads and --charge."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ase import Atoms
 
 from attncalc.model_file import DEFAULT_MODEL
 from attncalc.potential import MOST_THREADS
+from attncalc.system import SYNONYMS
 
 # number of atoms below which CPU threads wait for each other longer than they compute
 SMALL = 1000
@@ -68,6 +69,31 @@ def model_option(command: Command) -> Command:
         show_default=True,
         help="Name of a shipped model, model file, or folder of a training.",
     )(command)
+
+
+def charge_options(command: Command) -> Command:
+    """Add the options --charge and --multiplicity."""
+    for option in (
+        click.option(
+            "--multiplicity",
+            type=click.IntRange(min=1),
+            help="Spin multiplicity 2S+1. Default: that of the file, else the lowest.",
+        ),
+        click.option(
+            "--charge", type=int, help="Total charge, e. Default: that of the file, else 0."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def set_charge(structures: Sequence[Atoms], charge: int | None, multiplicity: int | None) -> None:
+    """Write --charge and --multiplicity into the structures, in place of what their file says."""
+    for key, value in (("charge", charge), ("spin", multiplicity)):
+        if value is not None:
+            for atoms in structures:
+                atoms.info.pop(SYNONYMS[key], None)
+                atoms.info[key] = value
 
 
 def names_in(_: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:

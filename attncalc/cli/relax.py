@@ -35,7 +35,14 @@ from attncalc.cli.files import (
     write_structures,
 )
 from attncalc.cli.model_checks import require_known, require_limits, say_model, strain_mask
-from attncalc.cli.options import calculator_options, model_option, set_threads, stop_option
+from attncalc.cli.options import (
+    calculator_options,
+    charge_options,
+    model_option,
+    set_charge,
+    set_threads,
+    stop_option,
+)
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
 from attncalc.cli.relaxation_course import Course
@@ -52,6 +59,7 @@ ATOMS_AT_ONCE = 2000
 @click.command()
 @click.argument("structures")
 @model_option
+@charge_options
 @calculator_options
 @click.option(
     "--fmax",
@@ -78,6 +86,8 @@ ATOMS_AT_ONCE = 2000
 def relax(
     structures,
     model,
+    charge,
+    multiplicity,
     device,
     dtype,
     threads,
@@ -122,6 +132,11 @@ def relax(
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target} is the input: name another output with -o")
     if in_shards:
+        if charge is not None or multiplicity is not None:
+            raise ValueError(
+                "--charge and --multiplicity are not for --workers, --shard or --scheduler: write "
+                "charge=-1 spin=1 into the second line of each structure"
+            )
         require_angstrom(source)
         from attncalc.cli.relax_many import RelaxMany
 
@@ -133,6 +148,7 @@ def relax(
     refuse_unfinished(target)
     picture = output_file(target.with_suffix(".png"))
     frames = read_structures(structures)
+    set_charge(frames, charge, multiplicity)
     for atoms in frames:
         to_rest(atoms)
     require_room(target, len(frames))

@@ -237,7 +237,7 @@ def test_overwriting_refuses_inputs_that_it_would_remove(cluster: str) -> None:
 def test_a_multiplicity_under_another_name_is_read() -> None:
     write("o2.xyz", Atoms("O2", [[0, 0, 0], [0, 0, 1.2]], info={"multiplicity": 3}))
     said = fails("distill", "o2.xyz", *EMT, "--charge", 1)
-    assert 'atoms.info["spin"] = 3 is impossible for 15 electrons' in said
+    assert 'atoms.info["multiplicity"] = 3 is impossible for 15 electrons' in said
 
 
 def test_without_lightning_it_says_what_is_missing(

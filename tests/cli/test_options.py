@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
@@ -121,3 +122,39 @@ def test_long_range_cutoff_that_is_none(charged_model: str) -> None:
     assert (
         fails(*without) == "Error: long_range_cutoff: this model has no pair term of longer range"
     )
+
+
+@pytest.mark.parametrize("written", [{}, {"total_charge": 1}, {"charge": 1, "total_charge": 1}])
+def test_total_charge_of_the_option(charged_model: str, written: dict[str, int]) -> None:
+    """It stands in place of what the file says, under either name."""
+    start = molecule("CH3CH2OH")[:-1]
+    ion = start.copy()
+    ion.info["charge"] = -1
+    ((_, wanted),) = evaluate_many(load(charged_model), [ion])
+    write("ion.extxyz", Atoms(start, info=written))
+    options = ("--model", charged_model, "--charge", -1)
+    succeeds("relax", "ion.extxyz", *options, "--fmax", 100, "-o", "relaxed.xyz")
+    relaxed = read("relaxed.xyz")
+    assert relaxed.get_potential_energy() == pytest.approx(float(wanted.energy))
+    assert relaxed.info["charge"] == -1
+    assert "total_charge" not in relaxed.info
+    for integrator, target in (("native", "ion.h5md"), ("ase", "ase.xyz")):
+        again = ("--steps", 1, "--integrator", integrator, "-o", target)
+        succeeds("md", "ion.extxyz", *options, *again)
+    (first,) = read_h5md("ion.h5md", slice(0, 1))
+    assert first.info["charge"] == -1
+    assert first.get_potential_energy() == pytest.approx(float(wanted.energy))
+    assert read("ase.xyz", 0).get_potential_energy() == pytest.approx(float(wanted.energy))
+    assert "remove --charge" in fails("md", "--resume", "ion.h5md", "--charge", -1)
+
+
+def test_a_multiplicity_of_the_option(charged_model: str, ethanol_file: str) -> None:
+    wrong = ("--model", charged_model, "--multiplicity")
+    for command in ("relax", "md"):
+        assert "multiplicity 3: this model supports" in fails(command, ethanol_file, *wrong, 3)
+        assert 'atoms.info["spin"] = 2 is impossible' in fails(command, ethanol_file, *wrong, 2)
+
+
+def test_charges_of_many_structures_are_their_own(ethanol_file: str) -> None:
+    said = fails("relax", ethanol_file, "--charge", 1, "--workers", 2)
+    assert "write charge=-1 spin=1 into the second line of each structure" in said

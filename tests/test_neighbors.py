@@ -142,12 +142,41 @@ def test_fragments_that_flew_apart_need_no_memory_for_the_void(backend):
 
 def test_matscipy_counts_atoms_beyond_its_box(monkeypatch):
     module = matscipy_list.__globals__
-    monkeypatch.setitem(module, "MAX_BINS_PER_OPEN_DIRECTION", 2)
+    monkeypatch.setitem(module, "MAX_BINS_PER_DIRECTION", 2)
     random = np.random.default_rng(0)
     slab = Atoms("H80", positions=random.uniform(0, 25, (80, 3)), cell=[4, 4, 0], pbc=[1, 1, 0])
     cluster = Atoms("H80", positions=random.uniform(0, 20, (80, 3)))
     batch = [slab, cluster]
     assert as_rows(matscipy_list(System.from_ase(batch), 3.0)) == expected_rows(batch, 3.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS[:2])
+def test_a_periodic_box_of_vacuum_needs_no_memory_for_it(backend):
+    # matscipy alone takes 10 GB for this
+    box = Atoms("H2", positions=[[-3e3, 0, 0], [1 - 3e3, 0, 0]], cell=[7e3] * 3, pbc=True)
+    edges = backend(System.from_ase(box), 5.0)
+    assert as_rows(edges) == [(0, 1, 0, 0, 0), (1, 0, 0, 0, 0)]
+
+
+@pytest.mark.parametrize("gap", [0.7, 1.3, 1.9, 2.1])
+def test_pairs_across_the_faces_of_a_long_box(monkeypatch, gap: float) -> None:
+    monkeypatch.setitem(matscipy_list.__globals__, "MAX_BINS_PER_DIRECTION", 1)
+    cell = np.array([[20, 0, 0], [7, 21, 0], [-6, 5, 22]])
+    normal = np.cross(cell[0], cell[1]) / 420  # the pair is nearest through this face
+    atoms = Atoms("H2", positions=[[0, 0, 0], cell[2] - gap * normal], cell=cell, pbc=True)
+    expected = expected_rows([atoms], 2.0)
+    assert len(expected) == (2 if gap < 2 else 0)
+    assert as_rows(matscipy_list(System.from_ase(atoms), 2.0)) == expected
+
+
+@settings(max_examples=60)
+@given(batch=st.lists(structures(), min_size=1, max_size=3), cutoff=st.sampled_from([1.0, 2.0]))
+def test_matscipy_list_of_boxes_that_are_partly_vacuum(batch, cutoff):
+    """With short limits, boxes of random structures count as long, with and without vacuum."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(matscipy_list.__globals__, "MAX_BINS_PER_DIRECTION", 1)
+        edges = matscipy_list(System.from_ase(batch), cutoff)
+    assert as_rows(edges) == expected_rows(batch, cutoff)
 
 
 @pytest.mark.parametrize("n", [1, 7, 10**6])

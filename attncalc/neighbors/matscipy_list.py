@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,16 @@ from attncalc.neighbors.search import (
     SEARCH_MARGIN,
     bounding_cell,
     check_search,
+    complete_cell,
+    fractional_range,
     select_edges,
 )
 from attncalc.system import System
 
-MAX_BINS_PER_OPEN_DIRECTION = 64
+MAX_BINS_PER_DIRECTION = 64
 """matscipy allocates every bin of the box, so two fragments that fly apart would fill the memory.
-Atoms beyond the box are put into its outermost bins, which is slower but correct."""
+Atoms beyond the box are put into its outermost bins, which is slower but correct. A periodic box
+has more if it is longer, unless no pair crosses its faces."""
 
 CANDIDATES_AT_ONCE = 500_000
 """Candidate pairs that are selected together, about 200 bytes each."""
@@ -33,9 +37,11 @@ def matscipy_list(system: System, cutoff: float) -> Edges:
     """
     check_search(system, cutoff)
     reach = cutoff + SEARCH_MARGIN
-    cell, origin = bounding_cell(system, max_extent=MAX_BINS_PER_OPEN_DIRECTION * reach)
+    longest = MAX_BINS_PER_DIRECTION * reach
+    searched = _without_vacuum(system, reach, longest)
+    cell, origin = bounding_cell(searched, max_extent=longest)
     cells, origins = cell.cpu().numpy(), origin.cpu().numpy()
-    positions, pbc = system.positions.detach().cpu().numpy(), system.pbc.cpu().numpy()
+    positions, pbc = system.positions.detach().cpu().numpy(), searched.pbc.cpu().numpy()
     bounds = np.searchsorted(system.system_idx.cpu().numpy(), np.arange(system.n_systems + 1))
     found = []
     for k in range(system.n_systems):
@@ -55,6 +61,25 @@ def matscipy_list(system: System, cutoff: float) -> Edges:
     if len(found) > 1:
         candidates = [np.concatenate(parts) for parts in zip(*found, strict=True)]
     return _selected_in_parts(system, candidates, cutoff)
+
+
+def _without_vacuum(system: System, reach: float, longest: float) -> System:
+    """Return the system, open along long directions in which no atom is within reach of an image.
+
+    Args:
+        system: the structures.
+        reach: Å.
+        longest: Å, length of a box along a direction up to which it stays periodic.
+    """
+    # two faces of a cell are as far apart as its vector is long, or closer
+    lengths = torch.linalg.vector_norm(system.cell.detach(), dim=2)
+    if not bool((system.pbc & (lengths > longest)).any()):
+        return system
+    inverse = torch.linalg.inv(complete_cell(system))
+    heights = 1 / torch.linalg.vector_norm(inverse, dim=1)  # between faces, [n_systems, 3] Å
+    low, high = fractional_range(system, inverse)
+    apart = (1 - (high - low)) * heights > reach
+    return replace(system, pbc=system.pbc & ~(apart & (heights > longest)))
 
 
 def _selected_in_parts(system: System, candidates: list[NDArray[Any]], cutoff: float) -> Edges:

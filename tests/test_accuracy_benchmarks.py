@@ -83,7 +83,10 @@ def test_silicon_is_mended_once(load, tmp_path):
     file = accuracy.data_file(silicon, tmp_path, tmp_path)
     assert abs(stress[3] - stress[4]) > 1e-3
     swapped = stress[[0, 1, 2, 4, 3, 5]]
-    np.testing.assert_allclose(ase.io.read(file).get_stress(), swapped, atol=1e-7)
+    np.testing.assert_allclose(ase.io.read(file, 0).get_stress(), swapped, atol=1e-7)
+    alone = ase.io.read(file, -1)
+    assert (str(alone.symbols), alone.info["config_type"]) == ("Si", "IsolatedAtom")
+    assert alone.get_potential_energy() == -0.79
     (tmp_path / "mlearn_Si.extxyz").unlink()
     assert accuracy.data_file(silicon, tmp_path, tmp_path) == file
 

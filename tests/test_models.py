@@ -243,6 +243,33 @@ def test_silicon_is_diamond_with_its_lattice_constant():
     assert atoms.get_stress() == pytest.approx([0.0] * 6, abs=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*outside the training data")
+def test_silicon_holds_its_atoms():
+    """An atom that leaves the surface of a crystal costs about the cohesive energy, 4.63 eV."""
+    calculator = AttnCalculator("so3krates-silicon")
+    slab = bulk("Si", a=5.469, cubic=True).repeat(2)
+    slab.pbc = (True, True, False)
+    slab.center(vacuum=12, axis=2)
+    top = slab.positions[:, 2].argmax()
+    lifted = [slab.copy() for _ in range(21)]
+    for atoms, height in zip(lifted, np.linspace(0, 6, 21), strict=True):
+        atoms.positions[top, 2] += height
+    energies = np.array([one["energy"] for one in calculator.calculate_many(lifted)])
+    assert energies.min() > energies[0] - 0.1  # the surface is not relaxed
+    assert 3.5 < energies[-1] - energies[0] < 5.5
+    assert energies.max() < energies[-1] + 0.5
+    alone, crystal = calculator.calculate_many([Atoms("Si"), bulk("Si", a=5.469)])
+    assert alone["energy"] - crystal["energy"] / 2 == pytest.approx(4.63, abs=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:.*outside the training data")
+def test_silicon_resists_pressure():
+    pressed = [bulk("Si", a=a) for a in np.arange(5.45, 4.65, -0.05)]
+    calculator = AttnCalculator("so3krates-silicon")
+    energies = [one["energy"] for one in calculator.calculate_many(pressed)]
+    assert np.all(np.diff(energies) > 0)
+
+
 def test_ethanol_relaxes_to_its_minimum():
     atoms = molecule("CH3CH2OH")
     atoms.calc = AttnCalculator("so3krates-ethanol")

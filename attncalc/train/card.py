@@ -50,6 +50,11 @@ def card(recipe: Recipe, potential: Potential) -> str:
             if (repeated := describe_repeated(info["repeated"]))
             else []
         ),
+        *(
+            [f"| isolated atoms | energies within {1e3 * off:.0f} meV of the data |"]
+            if (off := info.get("isolated_error")) is not None
+            else []
+        ),
         f"| units | eV, Å{_units_of_the_file(recipe)} |",
         f"| training | {counted(info['epochs'], 'epoch')}, {time} wall time{of_all}, {seeds} |",
         *(

@@ -31,10 +31,11 @@ from attncalc.potential import Committee, Potential
 from attncalc.structures import check_system
 from attncalc.system import System
 from attncalc.text import counted
-from attncalc.train.batches import join, samples, sizes_of, to_device
+from attncalc.train.batches import Chained, join, samples, sizes_of, to_device
 from attncalc.train.callbacks import LearningCurve, write_table
 from attncalc.train.card import card, describe_repeated
 from attncalc.train.denoising import denoising_step, margin, with_denoising
+from attncalc.train.isolated import isolated_atoms, largest_error
 from attncalc.train.loop import Done, read_done, train_loop
 from attncalc.train.module import TrainingModule, loss_of
 from attncalc.train.order import Sizes, n_steps, typical
@@ -341,6 +342,9 @@ def _fit(
         if processes.is_first:
             log.info("making neighbour lists of %d structures", len(training))
         batches = samples(training, potential.cutoff, potential.species, margin=reach, **options)
+        if (isolated := isolated_atoms(recipe, training)) is not None:
+            alone = samples(isolated, potential.cutoff, potential.species, **options)
+            batches = Chained([batches, alone])
         sizes = sizes_of(batches)
         seconds = _seconds_per_epoch(recipe, potential, batches, sizes, processes.n)
         if recipe.minutes is not None and not planned:
@@ -628,6 +632,7 @@ def _describe(
 ) -> None:
     """Write errors and origin into the model file and its card."""
     training, validation, test = parts
+    isolated = isolated_atoms(recipe, training)
     info = {
         "data": training.source,
         "labels": training.labels,
@@ -638,6 +643,7 @@ def _describe(
         "n_validation": len(validation),
         "n_test": 0 if test is None else len(test),
         "repeated": count_repeated(training, validation, test),
+        "isolated_error": None if isolated is None else largest_error(done.potential, isolated),
         "test_errors": None if test_errors is None else dataclasses.asdict(test_errors),
         "epochs": int(done.history[-1]["epoch"]),
         "wall_time_s": round(done.history[-1]["wall_time_s"], 1),

@@ -11,8 +11,9 @@ of the same structures:
 * B = (C11 + 2 C12)/3.
 
 For the model alone: the cell at zero stress, B from a Birch-Murnaghan fit of energies, the optical
-phonon at the zone centre from forces, and the drift of dynamics at constant energy. Results go to
-benchmarks/results/NAME-OF-THE-MODEL.md.
+phonon at the zone centre from forces, and the drift of dynamics at constant energy. Beyond the data:
+the energy of an atom that is pulled off a surface, and the smallest crystal of which the energy
+still rises when it is pressed. Results go to benchmarks/results/NAME-OF-THE-MODEL.md.
 """
 
 from __future__ import annotations
@@ -105,6 +106,32 @@ def optical_phonon(calculator: AttnCalculator, a: float) -> float:
     return float(np.sqrt(stiffness / reduced) * 1e-12 * units.second / (2 * np.pi))
 
 
+def removal(calculator: AttnCalculator, a: float) -> list[float]:
+    """Return energies, eV, of an atom pulled off a (100) surface, which is not relaxed, to 6 Å."""
+    slab = bulk("Si", "diamond", a=a, cubic=True).repeat(2)
+    slab.pbc = (True, True, False)
+    slab.center(vacuum=12.0, axis=2)
+    top, energies = int(slab.positions[:, 2].argmax()), []
+    for lift in np.linspace(0.0, 6.0, 25):
+        lifted = slab.copy()
+        lifted.positions[top, 2] += lift
+        lifted.calc = calculator
+        energies.append(lifted.get_potential_energy())
+    return [float(energy - energies[0]) for energy in energies]
+
+
+def smallest_cell(calculator: AttnCalculator, a: float) -> float:
+    """Return the lattice constant, Å, down to which the energy of a pressed crystal rises."""
+    last = -np.inf
+    for pressed in np.arange(a, 3.5, -0.05):
+        cell = bulk("Si", "diamond", a=pressed)
+        cell.calc = calculator
+        if (energy := cell.get_potential_energy()) < last:
+            return float(pressed + 0.05)
+        last = energy
+    return float(pressed)
+
+
 def dynamics(calculator: AttnCalculator, a: float, ps: float) -> tuple[float, float]:
     """Return drift, meV/atom/ps, and mean temperature, K, at constant energy: 64 atoms, 1 fs."""
     atoms = bulk("Si", "diamond", a=a, cubic=True).repeat(2)
@@ -141,10 +168,12 @@ def main() -> None:
     a_data = float(cubic_cell(frames).cell[0, 0] / 2)  # 64 atoms: two cubic cells
     a, modulus = lattice(calculator)
     phonon = optical_phonon(calculator, a)
+    lifted, smallest = removal(calculator, a), smallest_cell(calculator, a)
     drift, temperature = dynamics(calculator, a, arguments.ps)
     name = model_name(arguments.model)
     result = {"model": name, "data": {"a": a_data, **stored}, "same_structures": ours}
     result |= {"by_itself": {"a": a, "B": modulus, "optical_phonon_THz": phonon}}
+    result |= {"removal_eV": lifted, "smallest_cell_A": smallest}
     result |= {"drift_meV_per_atom_ps": drift, "temperature_K": temperature}
     lines = ["| | data (PBE) | model | |", "|---|--:|--:|---|"]
     zero = "data: the cell without stress; model: relaxed"
@@ -154,6 +183,10 @@ def main() -> None:
         lines.append(f"| {key}, GPa | {stored[key]:.1f} | {ours[key]:.1f} | {how} |")
     lines.append(f"| B, GPa | | {modulus:.1f} | Birch-Murnaghan, ±3 % in a |")
     lines.append(f"| optical phonon at Γ, THz | | {phonon:.2f} | |")
+    how = f"its energy is between {min(lifted):.2f} and {max(lifted):.2f} eV on the way"
+    lines.append(f"| energy of an atom 6 Å above a surface, eV | | {lifted[-1]:.2f} | {how} |")
+    how = "lattice constant to which the energy of a pressed crystal rises"
+    lines.append(f"| smallest crystal, Å | | {smallest:.2f} | {how} |")
     how = f"64 atoms, {arguments.ps:g} ps, mean {temperature:.0f} K"
     lines.append(f"| drift, meV/atom/ps | | {drift:.4f} | {how} |")
     text = "\n".join([f"{name}, float64 (`python benchmarks/studies/silicon.py DATA`)", "", *lines])

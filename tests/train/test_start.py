@@ -282,7 +282,7 @@ def test_an_equiformer_of_earlier_versions_keeps_its_norm(recipe, parts):
     """Neither its file nor the recipe says which one it has."""
     atoms = [molecule("CH3CH2OH") for _ in range(3)]
     ethanol = data.Dataset(atoms, np.full(3, -4200.0), [np.zeros((9, 3))] * 3, source="ethanol")
-    keys = {"network": "equiformer", "config": {}, "start_from": "equiformer-ethanol"}
+    keys = {"network": "equiformer", "config": {}, "start_from": "equiformer-ethanol-xtb"}
     started = dataclasses.replace(recipe, **keys).with_start()
     assert "norm" not in started.config
     assert new_potential(started, ethanol).network.config.norm == "degree"

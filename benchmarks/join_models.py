@@ -30,6 +30,8 @@ from attncalc.data.errors import errors, predict
 from attncalc.describe import describe_cutoffs, describe_networks
 from attncalc.model_file import model_name, save, shipped_models
 
+KNOWS = "yes: says how far atoms are outside its training data"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -114,13 +116,16 @@ def card(name: str, committee: Committee, found: dict) -> str:
     info = committee.training_info
     seeds = ", ".join(seeds_of(member) for member in info["members"].values())
     minutes = f"{info['wall_time_s'] / 60:.0f} min"
+    faults = dict.fromkeys(fault for one in committee.networks for fault in one.config.faults)
     facts = [
         ["network", describe_networks(committee)],
+        *(["**fault**", fault] for fault in faults),
         ["cutoff", describe_cutoffs(committee)],
         ["data", f"{info['data']} (labels: {info['labels']})"],
         ["level of theory", info["level_of_theory"]],
         ["structures", f"{info['n_train']} training, {info['n_validation']} validation, "
          f"{info['n_test']} test"],
+        *([["knows its limits", KNOWS]] if committee.knows_its_training else []),
         ["units", "eV, Å"],
         ["training", f"{minutes} wall time of all together, seeds {seeds}"],
         ["command", f"`{info['command']}`"],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
 from ase import Atoms
-from ase.data import ground_state_magnetic_moments
+from ase.data import chemical_symbols
 
 from attncalc.data import Dataset
 from attncalc.potential import Potential
@@ -15,6 +16,8 @@ from attncalc.system import System
 from attncalc.train.recipe import Recipe
 from attncalc.train.start import elements_of
 
+log = logging.getLogger(__name__)
+
 # structures of the training set for each isolated atom
 FOR_EACH = 10
 # how often a training sees an isolated atom, at least: without neighbours there is one number to
@@ -22,15 +25,23 @@ FOR_EACH = 10
 SEEN = 400
 # most copies of it
 MOST = 100
-# Å, box of an isolated atom among periodic structures: its images are beyond any cutoff
-BOX = 200.0
+# Å, box of an isolated atom among periodic structures: its images are beyond any cutoff, and sums
+# over the reciprocal lattice are short
+BOX = 40.0
+# eV per atom, from the strongest binding to atoms that repel each other: other energies have
+# another zero or unit
+PLAUSIBLE = (-15.0, 3.0)
+# structures of which the binding is looked at
+LOOKED_AT = 1000
 
 
 def isolated_atoms(recipe: Recipe, training: Dataset) -> Dataset | None:
     """Return isolated atoms to train on beside a training set; None if nothing is known of them.
 
     They have the energies of the data set, no forces and no stress, no charge, and the volume of a
-    free atom. Delta models have none, because the energies are not differences.
+    free atom. There are none for delta models, because the energies are not differences, for
+    networks that read the multiplicity, which the data do not state, and where the energies do not
+    match the labels.
 
     Args:
         recipe: the recipe.
@@ -38,18 +49,18 @@ def isolated_atoms(recipe: Recipe, training: Dataset) -> Dataset | None:
     """
     known = training.isolated_energies or {}
     chosen = [z for z in elements_of(training) if z in known]
-    if not chosen or recipe.baseline or not recipe.energy_weight:
+    reads_spin = recipe.config.get("embed_spin", False)
+    if not chosen or recipe.baseline or reads_spin or not recipe.energy_weight:
+        return None
+    if not _is_plausible(binding(training)):
         return None
     n_copies = len(training) / FOR_EACH / len(chosen)
-    if recipe.epochs is not None:
+    if recipe.epochs is not None and recipe.minutes is None:  # else a resumed run has others
         n_copies = max(n_copies, SEEN / recipe.epochs)
     numbers = chosen * min(MOST, math.ceil(n_copies))
     n = len(numbers)
     box = {"cell": [BOX] * 3, "pbc": True} if training.structures[0].pbc.any() else {}
     structures = [Atoms([z], [[0.0, 0.0, 0.0]], **box) for z in numbers]
-    if recipe.config.get("embed_spin"):
-        for atoms, z in zip(structures, numbers, strict=True):
-            atoms.info["spin"] = round(ground_state_magnetic_moments[z]) + 1
     zeros = np.zeros((n, 1))
     return Dataset(
         structures=tuple(structures),
@@ -63,11 +74,59 @@ def isolated_atoms(recipe: Recipe, training: Dataset) -> Dataset | None:
     )
 
 
+def binding(training: Dataset) -> float | None:
+    """Return the median energy of structures relative to isolated atoms, eV per atom.
+
+    None if the data do not have the energies of all atoms.
+    """
+    known, found = training.isolated_energies or {}, []
+    for energy, atoms in zip(training.energies, training.structures[:LOOKED_AT], strict=False):
+        numbers = atoms.numbers.tolist()
+        if not known.keys() >= set(numbers):
+            return None
+        found.append((energy - sum(known[z] for z in numbers)) / len(numbers))
+    return float(np.median(found))
+
+
+def _is_plausible(bound: float | None) -> bool:
+    return bound is None or PLAUSIBLE[0] < bound < PLAUSIBLE[1]
+
+
+def say_isolated(isolated: Dataset | None, training: Dataset) -> None:
+    """Log which isolated atoms are trained on, or that their energies do not match the labels."""
+    if isolated is not None:
+        names = [str(atoms.symbols) for atoms in isolated.structures]
+        log.info(
+            "training on the isolated atoms of the data too: %s, %d times an epoch each",
+            " ".join(dict.fromkeys(names)),
+            names.count(names[0]),
+        )
+    elif not _is_plausible(bound := binding(training)):
+        log.warning(
+            "%s: energies of isolated atoms are not used: the structures are at %+.4g eV per atom "
+            "relative to them, where bound atoms are at -1 to -10; do both have the same zero and "
+            "unit?",
+            training.source,
+            bound,
+        )
+
+
+def chosen_energies(isolated: Dataset) -> dict[str, float]:
+    """Return the energies of the isolated atoms, eV, by symbol of the element."""
+    numbers = [int(atoms.numbers[0]) for atoms in isolated.structures]
+    return {
+        chemical_symbols[z]: float(energy)
+        for z, energy in zip(numbers, isolated.energies, strict=True)
+    }
+
+
 def largest_error(potential: Potential, isolated: Dataset) -> float:
     """Return the largest error of the energies of isolated atoms, eV.
 
     Atoms that the model refuses, such as radicals of models of closed shells, count too.
     """
-    system = System.from_ase(isolated.structures).to(potential.device)
-    result = evaluate(potential, fresh_graphs(potential, system))
-    return float(np.abs(result.energy.cpu().numpy() - isolated.energies).max())
+    wanted = chosen_energies(isolated)
+    atoms = [Atoms(name) for name in wanted]
+    system = System.from_ase(atoms).to(potential.device)
+    found = evaluate(potential, fresh_graphs(potential, system)).energy.cpu().numpy()
+    return float(np.abs(found - [*wanted.values()]).max())

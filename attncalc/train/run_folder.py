@@ -17,11 +17,14 @@ from attncalc.data import Dataset
 from attncalc.files import FileLock, write_atomically
 from attncalc.system import charge_and_spin
 from attncalc.text import one_line
+from attncalc.train.isolated import chosen_energies, isolated_atoms
 from attncalc.train.processes import Processes
 from attncalc.train.recipe import Recipe, with_current_names
 
 # keys in the recipe.json of a folder beside those of the recipe
 DATA, START, FILE, TEST_FILE = "data_sha256", "start_sha256", "data_file", "test_file"
+# role of the energies of isolated atoms among the parts of the data
+ISOLATED = "isolated atoms"
 # file in an output folder that a training has begun in
 MARK = "recipe.json"
 
@@ -50,6 +53,9 @@ def locked_folder(
             parts = {"training": training, "validation": validation, "test": test}
             labels = recipe.output_labels
             data = {k: checksum(part, labels) for k, part in parts.items() if part is not None}
+            if (isolated := isolated_atoms(recipe, training)) is not None:
+                energies = json.dumps(chosen_energies(isolated)).encode()
+                data[ISOLATED] = hashlib.sha256(energies).hexdigest()
             if processes.is_first:
                 output.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(FileLock(output))
@@ -84,10 +90,15 @@ def _remember(output: Path, recipe: Recipe, data: dict[str, str], source: str) -
         start = start or their_start
         _refuse_other_recipe(output, ours, theirs)
         # a finished run may be tested on another test set
-        changed = [r for r in data if r != "test" and their_data.get(r) != data[r]]
+        changed = [
+            role
+            for role in ("training", "validation", ISOLATED)
+            if their_data.get(role) != data.get(role)
+        ]
         if changed:
+            named = " and ".join(r if r == ISOLATED else f"{r} set" for r in changed)
             raise ValueError(
-                f"{output} holds a run on other data (different: {' and '.join(changed)} set; now "
+                f"{output} holds a run on other data (different: {named}; now "
                 f"from {source}): choose another output folder, or remove this one to "
                 "start again"
             )

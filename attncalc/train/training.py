@@ -35,7 +35,7 @@ from attncalc.train.batches import Chained, join, samples, sizes_of, to_device
 from attncalc.train.callbacks import LearningCurve, write_table
 from attncalc.train.card import card, describe_repeated
 from attncalc.train.denoising import denoising_step, margin, with_denoising
-from attncalc.train.isolated import isolated_atoms, largest_error
+from attncalc.train.isolated import isolated_atoms, largest_error, say_isolated
 from attncalc.train.loop import Done, read_done, train_loop
 from attncalc.train.module import TrainingModule, loss_of
 from attncalc.train.order import Sizes, n_steps, typical
@@ -342,7 +342,10 @@ def _fit(
         if processes.is_first:
             log.info("making neighbour lists of %d structures", len(training))
         batches = samples(training, potential.cutoff, potential.species, margin=reach, **options)
-        if (isolated := isolated_atoms(recipe, training)) is not None:
+        isolated = isolated_atoms(recipe, training)
+        if processes.is_first and not recipe.baseline:
+            say_isolated(isolated, training)
+        if isolated is not None:
             alone = samples(isolated, potential.cutoff, potential.species, **options)
             batches = Chained([batches, alone])
         sizes = sizes_of(batches)

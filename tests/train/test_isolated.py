@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,9 @@ def test_which_atoms_are_trained_on(recipe, known) -> None:
     for n, n_epochs, n_atoms in ((20, None, 2), (21, 999, 4), (21, 100, 8), (9000, 9, 200)):
         short = dataclasses.replace(recipe, epochs=n_epochs, minutes=None if n_epochs else 1)
         assert len(isolated_atoms(short, training[[0] * n])) == n_atoms
+        # a resumed run knows how many epochs fit
+        timed = dataclasses.replace(recipe, epochs=1, minutes=1)
+        assert len(isolated_atoms(timed, training[[0] * n])) == 2 * math.ceil(min(n, 2000) / 20)
     of_nickel = dataclasses.replace(training, isolated_energies={28: 1.0, 79: 2.0})
     assert set(isolated_atoms(recipe, of_nickel).energies) == {1.0}
 
@@ -86,26 +90,50 @@ def test_there_are_none_without_energies_of_them(recipe, parts, known) -> None:
     training, _ = known
     assert isolated_atoms(recipe, parts[0]) is None
     assert isolated_atoms(recipe, dataclasses.replace(training, isolated_energies={79: 1})) is None
-    for change in ({"baseline": "EMT"}, {"energy_weight": 0.0}):
+    reads_spin = {"config": {**recipe.config, "embed_spin": True}}
+    for change in ({"baseline": "EMT"}, {"energy_weight": 0.0}, reads_spin):
         assert isolated_atoms(dataclasses.replace(recipe, **change), training) is None
 
 
+@pytest.mark.parametrize(("off", "said"), [(20.0, "-23."), (-1000.0, "+99")])
+def test_energies_with_another_zero_are_not_used(
+    recipe, known, tmp_path, caplog, off, said
+) -> None:
+    training, validation = known
+    wrong = {z: energy + off for z, energy in EMT_ENERGIES.items()}
+    training = dataclasses.replace(training, isolated_energies=wrong)
+    assert isolated_atoms(recipe, training) is None
+    train.fit(dataclasses.replace(recipe, epochs=1), training, validation, tmp_path)
+    (line,) = [line for line in caplog.messages if "isolated" in line]
+    assert "energies of isolated atoms are not used: the structures are at " + said in line
+
+
+def test_a_run_is_tied_to_them(recipe, parts, known, tmp_path, caplog) -> None:
+    recipe = dataclasses.replace(recipe, epochs=4)
+    with caplog.at_level("INFO"):
+        train.fit(recipe, *known, tmp_path)
+    expected = "training on the isolated atoms of the data too: Ni Cu, 100 times an epoch each"
+    assert expected in caplog.messages
+    with pytest.raises(ValueError, match=r"other data \(different: isolated atoms; now from"):
+        train.fit(recipe, *parts[:2], tmp_path)
+    train.fit(recipe, *known, tmp_path)  # it is done
+
+
 def test_labels_of_molecules(recipe) -> None:
-    """Neutral free atoms: no charge, the volume of a free atom, the spin of the ground state."""
+    """Neutral free atoms: no charge, the volume of a free atom."""
     water = Atoms("OHH", [[0, 0, 0], [1, 0, 0], [0, 1, 0]])
     training = data.Dataset(
         (water,),
-        np.array([-3.0]),
+        np.array([-14.0]),
         forces=[np.zeros((3, 3))],
         charges=[np.zeros(3)],
         hirshfeld_ratios=[np.ones(3)],
         dipoles=np.zeros((1, 3)),
         isolated_energies={1: -1.0, 8: -2.0},
     )
-    config = {**recipe.config, "embed_spin": True}
-    found = isolated_atoms(dataclasses.replace(recipe, config=config), training)
+    found = isolated_atoms(recipe, training)
     assert not any(atoms.pbc.any() for atoms in found.structures)
-    assert [atoms.info["spin"] for atoms in found.structures] == [2, 3] * 100
+    assert [str(atoms.symbols) for atoms in found.structures] == ["H", "O"] * 100
     assert not np.any(found.charges)
     assert np.all(np.equal(found.hirshfeld_ratios, 1))
     assert found.dipoles.tolist() == [[0, 0, 0]] * 200

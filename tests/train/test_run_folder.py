@@ -49,7 +49,9 @@ def test_a_finished_run_on_other_data_is_not_handed_back(finished, recipe, parts
 def test_an_unfinished_run_does_not_go_on_with_other_data(recipe, parts, tmp_path):
     with stopped_at(5), pytest.raises(KeyboardInterrupt):
         train.fit(recipe, *parts[:2], tmp_path)
-    with pytest.raises(ValueError, match=r"other data \(different: training and validation set;"):
+    with pytest.raises(
+        ValueError, match=r"other data \(different: training set and validation set;"
+    ):
         train.fit(recipe, *map(with_other_energy, parts[:2]), tmp_path)
     assert len(train.fit(recipe, *parts[:2], tmp_path).history) == 4
 

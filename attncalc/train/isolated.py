@@ -47,12 +47,11 @@ def isolated_atoms(recipe: Recipe, training: Dataset) -> Dataset | None:
         recipe: the recipe.
         training: structures with the elements of the model.
     """
-    known = training.isolated_energies or {}
-    chosen = [z for z in elements_of(training) if z in known]
-    reads_spin = recipe.config.get("embed_spin", False)
-    if not chosen or recipe.baseline or reads_spin or not recipe.energy_weight:
+    known, reads_spin = training.isolated_energies, recipe.config.get("embed_spin", False)
+    if not known or recipe.baseline or reads_spin or not recipe.energy_weight:
         return None
-    if not _is_plausible(binding(training)):
+    chosen = [z for z in elements_of(training) if z in known]
+    if not chosen or not _is_plausible(binding(training)):
         return None
     n_copies = len(training) / FOR_EACH / len(chosen)
     if recipe.epochs is not None and recipe.minutes is None:  # else a resumed run has others

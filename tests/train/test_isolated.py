@@ -36,7 +36,7 @@ def test_a_trained_model_has_the_energies_of_isolated_atoms(
 ) -> None:
     config = {**recipe.config, "num_features": 32, "head_features": 32}
     recipe = dataclasses.replace(
-        recipe, config=config, epochs=60, batch_size=batch_size, optimizer="soap", stress_weight=0.0
+        recipe, config=config, epochs=30, batch_size=batch_size, optimizer="soap", stress_weight=0.0
     )
     found = {}
     for name, some in (("with", known), ("without", parts[:2])):

@@ -158,6 +158,27 @@ def test_a_periodic_box_of_vacuum_needs_no_memory_for_it(backend):
     assert as_rows(edges) == [(0, 1, 0, 0, 0), (1, 0, 0, 0, 0)]
 
 
+@pytest.mark.parametrize("by", [[0, 0, 0], [-0.5, -0.5, 0.2], [1500, 1500, -1500]])
+def test_a_molecule_across_the_faces_of_a_large_box(by) -> None:
+    molecules = [molecule(name) for name in ("CH3CH2OH", "H2O")]
+    alone = System.from_ase(molecules)
+    for atoms in molecules:
+        atoms.set_cell([[3000, 0, 0], [500, 3000, 0], [0, 400, 3000]])
+        atoms.pbc = True
+        atoms.positions += by
+        atoms.wrap()
+        atoms.positions[::2] += 2 * atoms.cell[0] - atoms.cell[2]
+    system = System.from_ase(molecules)
+    (ours, vectors), (theirs, expected) = (
+        (edges, edge_vectors(one, edges))
+        for one in (system, alone)
+        for edges in [matscipy_list(one, 5.0)]
+    )
+    assert torch.equal(ours.receivers, theirs.receivers)
+    assert torch.equal(ours.senders, theirs.senders)
+    torch.testing.assert_close(vectors, expected, atol=1e-9, rtol=0)
+
+
 @pytest.mark.parametrize("gap", [0.7, 1.3, 1.9, 2.1])
 def test_pairs_across_the_faces_of_a_long_box(monkeypatch, gap: float) -> None:
     monkeypatch.setitem(matscipy_list.__globals__, "MAX_BINS_PER_DIRECTION", 1)

@@ -16,7 +16,6 @@ from attncalc.neighbors.search import (
     bounding_cell,
     check_search,
     complete_cell,
-    fractional_range,
     select_edges,
 )
 from attncalc.system import System
@@ -38,10 +37,10 @@ def matscipy_list(system: System, cutoff: float) -> Edges:
     check_search(system, cutoff)
     reach = cutoff + SEARCH_MARGIN
     longest = MAX_BINS_PER_DIRECTION * reach
-    searched = _without_vacuum(system, reach, longest)
+    searched, moved = _without_vacuum(system, reach, longest)
     cell, origin = bounding_cell(searched, max_extent=longest)
     cells, origins = cell.cpu().numpy(), origin.cpu().numpy()
-    positions, pbc = system.positions.detach().cpu().numpy(), searched.pbc.cpu().numpy()
+    positions, pbc = searched.positions.detach().cpu().numpy(), searched.pbc.cpu().numpy()
     bounds = np.searchsorted(system.system_idx.cpu().numpy(), np.arange(system.n_systems + 1))
     found = []
     for k in range(system.n_systems):
@@ -56,6 +55,8 @@ def matscipy_list(system: System, cutoff: float) -> Edges:
         )
         i += first
         j += first
+        if searched is not system:
+            shifts += moved[i] - moved[j]
         found.append((i, j, shifts))
     candidates = [*found[0]]
     if len(found) > 1:
@@ -63,23 +64,47 @@ def matscipy_list(system: System, cutoff: float) -> Edges:
     return _selected_in_parts(system, candidates, cutoff)
 
 
-def _without_vacuum(system: System, reach: float, longest: float) -> System:
-    """Return the system, open along long directions in which no atom is within reach of an image.
+def _without_vacuum(
+    system: System, reach: float, longest: float
+) -> tuple[System, NDArray[np.int64]]:
+    """Return the system, open along long directions in which it leaves a gap, and atoms' shifts.
+
+    Along these directions, atoms are taken from the images that lie together, so no pair crosses
+    the faces of the box.
 
     Args:
         system: the structures.
-        reach: Å.
-        longest: Å, length of a box along a direction up to which it stays periodic.
+        reach: Å; a gap is wider.
+        longest: Å, height of a box along a direction up to which it stays periodic.
+
+    Returns:
+        searched: the system to search, with its atoms moved by whole cell vectors.
+        shifts: [n_atoms, 3], cell vectors that each atom was moved back by.
     """
+    shifts = np.zeros((system.n_atoms, 3), dtype=np.int64)
     # two faces of a cell are as far apart as its vector is long, or closer
     lengths = torch.linalg.vector_norm(system.cell.detach(), dim=2)
     if not bool((system.pbc & (lengths > longest)).any()):
-        return system
-    inverse = torch.linalg.inv(complete_cell(system))
-    heights = 1 / torch.linalg.vector_norm(inverse, dim=1)  # between faces, [n_systems, 3] Å
-    low, high = fractional_range(system, inverse)
-    apart = (1 - (high - low)) * heights > reach
-    return replace(system, pbc=system.pbc & ~(apart & (heights > longest)))
+        return system, shifts
+    cells = complete_cell(system).cpu().numpy()
+    pbc, index = system.pbc.cpu().numpy().copy(), system.system_idx.cpu().numpy()
+    positions = system.positions.detach().cpu().numpy().copy()
+    for k in range(system.n_systems):
+        of_system, inverse = index == k, np.linalg.inv(cells[k])
+        heights = 1 / np.linalg.norm(inverse, axis=0)
+        for d in np.flatnonzero(pbc[k] & (heights > longest)):
+            along = positions[of_system] @ inverse[:, d]
+            wrapped = np.sort(along % 1)
+            gaps = np.diff(wrapped, append=wrapped[0] + 1)
+            first = wrapped[(gaps.argmax() + 1) % len(wrapped)]  # the first atom behind the gap
+            together = first + (along - first) % 1
+            if (1 - np.ptp(together)) * heights[d] > reach:
+                pbc[k, d] = False
+                shifts[of_system, d] = np.rint(along - together)
+        positions[of_system] -= shifts[of_system] @ cells[k]
+    moved, is_periodic = torch.from_numpy(positions), torch.from_numpy(pbc)
+    device = system.device
+    return replace(system, positions=moved.to(device), pbc=is_periodic.to(device)), shifts
 
 
 def _selected_in_parts(system: System, candidates: list[NDArray[Any]], cutoff: float) -> Edges:

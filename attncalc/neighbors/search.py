@@ -106,26 +106,16 @@ def bounding_cell(system: System, *, max_extent: float = math.inf) -> tuple[Tens
         origin: [n_systems, 3] Å: the corner of this cell.
     """
     cell = complete_cell(system)
-    low, high = fractional_range(system, torch.linalg.inv(cell))
-    extent = (high - low + 1.0).clamp(max=max_extent)
-    corner = torch.where(system.pbc, 0.0, (low + high - extent) / 2)
-    origin = torch.einsum("sk,skc->sc", corner, cell)
-    return torch.where(system.pbc[:, :, None], cell, extent[:, :, None] * cell), origin
-
-
-def fractional_range(system: System, inverse_cell: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the smallest and largest fractional coordinates, [n_systems, 3] each.
-
-    Args:
-        system: the structures.
-        inverse_cell: [n_systems, 3, 3] 1/Å.
-    """
-    inverse = inverse_cell[system.system_idx]
+    inverse = torch.linalg.inv(cell)[system.system_idx]
     along = torch.einsum("nc,nck->nk", system.positions.detach(), inverse)  # [n_atoms, 3]
     index = system.system_idx[:, None].expand_as(along)
     empty = along.new_zeros(system.n_systems, 3)
     low = empty.scatter_reduce(0, index, along, "amin", include_self=False)
-    return low, empty.scatter_reduce(0, index, along, "amax", include_self=False)
+    high = empty.scatter_reduce(0, index, along, "amax", include_self=False)
+    extent = (high - low + 1.0).clamp(max=max_extent)
+    corner = torch.where(system.pbc, 0.0, (low + high - extent) / 2)
+    origin = torch.einsum("sk,skc->sc", corner, cell)
+    return torch.where(system.pbc[:, :, None], cell, extent[:, :, None] * cell), origin
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ from attncalc.potential import Potential
 from attncalc.text import counted
 from attncalc.train.recipe import Recipe
 
+KNOWS_ITS_LIMITS = "yes: says how far atoms are outside its training data"
+
 
 def card(recipe: Recipe, potential: Potential) -> str:
     """Return the card in Markdown, made from the header of the model file."""
@@ -57,11 +59,7 @@ def card(recipe: Recipe, potential: Potential) -> str:
         ),
         f"| units | eV, Å{_units_of_the_file(recipe)} |",
         f"| training | {counted(info['epochs'], 'epoch')}, {time} wall time{of_all}, {seeds} |",
-        *(
-            ["| knows its limits | yes: says how far atoms are outside its training data |"]
-            if potential.knows_its_training
-            else []
-        ),
+        *([f"| knows its limits | {KNOWS_ITS_LIMITS} |"] if potential.knows_its_training else []),
         *([f"| pair terms | {', '.join(recipe.pair_terms)} |"] if recipe.pair_terms else []),
         *([f"| beside energies and forces | {', '.join(more)} |"] if more else []),
         *([f"| starts from | {_start(info)} |"] if info["start_from"] else []),

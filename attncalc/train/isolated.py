@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 from ase import Atoms
-from ase.data import chemical_symbols
 
 from attncalc.data import Dataset
 from attncalc.potential import Potential
@@ -35,13 +34,12 @@ PLAUSIBLE = (-15.0, 3.0)
 LOOKED_AT = 1000
 
 
-def isolated_atoms(recipe: Recipe, training: Dataset) -> Dataset | None:
-    """Return isolated atoms to train on beside a training set; None if nothing is known of them.
+def energies_of_isolated(recipe: Recipe, training: Dataset) -> dict[int, float]:
+    """Return the energies of isolated atoms that are trained on, eV, by atomic number.
 
-    They have the energies of the data set, no forces and no stress, no charge, and the volume of a
-    free atom. There are none for delta models, because the energies are not differences, for
-    networks that read the multiplicity, which the data do not state, and where the energies do not
-    match the labels.
+    There are none for delta models, because the energies are not differences, for networks that
+    read the multiplicity, which the data do not state, and where the energies do not match the
+    labels.
 
     Args:
         recipe: the recipe.
@@ -49,14 +47,25 @@ def isolated_atoms(recipe: Recipe, training: Dataset) -> Dataset | None:
     """
     known, reads_spin = training.isolated_energies, recipe.config.get("embed_spin", False)
     if not known or recipe.baseline or reads_spin or not recipe.energy_weight:
+        return {}
+    chosen = {z: known[z] for z in elements_of(training) if z in known}
+    return chosen if _is_plausible(binding(training)) else {}
+
+
+def isolated_atoms(recipe: Recipe, training: Dataset) -> Dataset | None:
+    """Return isolated atoms to train on beside a training set; None without energies of them.
+
+    They have no forces and no stress, no charge, and the volume of a free atom.
+
+    Args:
+        recipe, training: as in `energies_of_isolated`.
+    """
+    if not (known := energies_of_isolated(recipe, training)):
         return None
-    chosen = [z for z in elements_of(training) if z in known]
-    if not chosen or not _is_plausible(binding(training)):
-        return None
-    n_copies = len(training) / FOR_EACH / len(chosen)
+    n_copies = len(training) / FOR_EACH / len(known)
     if recipe.epochs is not None and recipe.minutes is None:  # else a resumed run has others
         n_copies = max(n_copies, SEEN / recipe.epochs)
-    numbers = chosen * min(MOST, math.ceil(n_copies))
+    numbers = [*known] * min(MOST, math.ceil(n_copies))
     n = len(numbers)
     box = {"cell": [BOX] * 3, "pbc": True} if training.structures[0].pbc.any() else {}
     structures = [Atoms([z], [[0.0, 0.0, 0.0]], **box) for z in numbers]
@@ -110,22 +119,11 @@ def say_isolated(isolated: Dataset | None, training: Dataset) -> None:
         )
 
 
-def chosen_energies(isolated: Dataset) -> dict[str, float]:
-    """Return the energies of the isolated atoms, eV, by symbol of the element."""
-    numbers = [int(atoms.numbers[0]) for atoms in isolated.structures]
-    return {
-        chemical_symbols[z]: float(energy)
-        for z, energy in zip(numbers, isolated.energies, strict=True)
-    }
-
-
-def largest_error(potential: Potential, isolated: Dataset) -> float:
+def largest_error(potential: Potential, energies: dict[int, float]) -> float:
     """Return the largest error of the energies of isolated atoms, eV.
 
     Atoms that the model refuses, such as radicals of models of closed shells, count too.
     """
-    wanted = chosen_energies(isolated)
-    atoms = [Atoms(name) for name in wanted]
-    system = System.from_ase(atoms).to(potential.device)
+    system = System.from_ase([Atoms([z]) for z in energies]).to(potential.device)
     found = evaluate(potential, fresh_graphs(potential, system)).energy.cpu().numpy()
-    return float(np.abs(found - [*wanted.values()]).max())
+    return float(np.abs(found - [*energies.values()]).max())

@@ -17,7 +17,7 @@ from attncalc.data import Dataset
 from attncalc.files import FileLock, write_atomically
 from attncalc.system import charge_and_spin
 from attncalc.text import one_line
-from attncalc.train.isolated import chosen_energies, isolated_atoms
+from attncalc.train.isolated import energies_of_isolated
 from attncalc.train.processes import Processes
 from attncalc.train.recipe import Recipe, with_current_names
 
@@ -53,9 +53,8 @@ def locked_folder(
             parts = {"training": training, "validation": validation, "test": test}
             labels = recipe.output_labels
             data = {k: checksum(part, labels) for k, part in parts.items() if part is not None}
-            if (isolated := isolated_atoms(recipe, training)) is not None:
-                energies = json.dumps(chosen_energies(isolated)).encode()
-                data[ISOLATED] = hashlib.sha256(energies).hexdigest()
+            if energies := energies_of_isolated(recipe, training):
+                data[ISOLATED] = hashlib.sha256(json.dumps(energies).encode()).hexdigest()
             if processes.is_first:
                 output.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(FileLock(output))

@@ -35,7 +35,12 @@ from attncalc.train.batches import Chained, join, samples, sizes_of, to_device
 from attncalc.train.callbacks import LearningCurve, write_table
 from attncalc.train.card import card, describe_repeated
 from attncalc.train.denoising import denoising_step, margin, with_denoising
-from attncalc.train.isolated import isolated_atoms, largest_error, say_isolated
+from attncalc.train.isolated import (
+    energies_of_isolated,
+    isolated_atoms,
+    largest_error,
+    say_isolated,
+)
 from attncalc.train.loop import Done, read_done, train_loop
 from attncalc.train.module import TrainingModule, loss_of
 from attncalc.train.order import Sizes, n_steps, typical
@@ -635,7 +640,7 @@ def _describe(
 ) -> None:
     """Write errors and origin into the model file and its card."""
     training, validation, test = parts
-    isolated = isolated_atoms(recipe, training)
+    isolated = energies_of_isolated(recipe, training)
     info = {
         "data": training.source,
         "labels": training.labels,
@@ -646,7 +651,7 @@ def _describe(
         "n_validation": len(validation),
         "n_test": 0 if test is None else len(test),
         "repeated": count_repeated(training, validation, test),
-        "isolated_error": None if isolated is None else largest_error(done.potential, isolated),
+        "isolated_error": largest_error(done.potential, isolated) if isolated else None,
         "test_errors": None if test_errors is None else dataclasses.asdict(test_errors),
         "epochs": int(done.history[-1]["epoch"]),
         "wall_time_s": round(done.history[-1]["wall_time_s"], 1),

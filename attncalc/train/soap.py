@@ -88,7 +88,10 @@ class Soap(torch.optim.Optimizer):
             state[moments] = torch.zeros_like(products)
         state[moments].lerp_(products, 1 - OF_SECOND)
         if name not in state:
-            state[name] = torch.linalg.eigh(state[moments])[1]
+            # in float64: of moments that go down to the smallest numbers of float32, as those of
+            # radial functions do, LAPACK's single precision returns NaN without a word
+            vectors = torch.linalg.eigh(state[moments].double())[1]
+            state[name] = vectors.to(gradients.dtype)
         elif state["n"] % STEPS_BETWEEN_BASES == 0:
             basis = state[name]
             along = (basis * (state[moments] @ basis)).sum(1)  # eigenvalue estimates

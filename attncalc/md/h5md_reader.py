@@ -165,3 +165,6 @@ def _to_ase(
         structure.info[head] = float(value)
     structure.calc = SinglePointCalculator(structure, **results)
     return structure
+
+
+read_attnh5md = iread_h5md  # the name that ASE calls, see `attncalc.plugins.ase`

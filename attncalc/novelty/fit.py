@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.cluster.vq import kmeans2
+from scipy.ndimage import maximum
+from scipy.spatial.distance import cdist
 
 from attncalc.novelty.environments import Environments
 
@@ -160,38 +164,19 @@ class Cloud:
 
     def distances(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the distances [m] of features [m, F] from the nearest centre."""
-        return np.sqrt(_nearest((features - self.centre) @ self.map, self.centres.T)[1])
+        points = (features - self.centre) @ self.map
+        nearest = [
+            cdist(points[k : k + AT_ONCE], self.centres.T).min(1)
+            for k in range(0, len(points), AT_ONCE)
+        ]
+        return np.concatenate([np.zeros(0), *nearest])
 
 
 def _clusters(points: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    """Return the centres [n, K] of clusters of points [m, K], by some rounds of Lloyd's algorithm.
-
-    It begins with points chosen at random (Lloyd, IEEE Trans. Inf. Theory 28, 129, 1982).
-    """
-    centres = points[np.random.default_rng(0).permutation(len(points))[:n]]
-    for _ in range(ROUNDS):
-        label, _ = _nearest(points, centres)
-        counts = np.bincount(label, minlength=n)
-        sums = np.zeros_like(centres)
-        np.add.at(sums, label, points)
-        centres = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centres)
-    return centres
-
-
-def _nearest(
-    points: NDArray[np.float64], centres: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the nearest centre of each point, and the square of its distance, [m]."""
-    label, square = np.zeros(len(points), np.int64), np.zeros(len(points))
-    lengths = (centres**2).sum(1)
-    for k in range(0, len(points), AT_ONCE):
-        some = points[k : k + AT_ONCE]
-        squares = (some**2).sum(1)[:, None] - 2 * some @ centres.T + lengths
-        nearest = squares.argmin(1)
-        label[k : k + AT_ONCE] = nearest
-        off = some - centres[nearest]  # more exact for a short distance than the difference above
-        square[k : k + AT_ONCE] = (off**2).sum(1)
-    return label, square
+    """Return the centres [n, K] of clusters of points [m, K]: k-means from points at random."""
+    first = points[np.random.default_rng(0).permutation(len(points))[:n]]
+    with warnings.catch_warnings(action="ignore"):  # an empty cluster keeps its centre
+        return kmeans2(points, first, iter=ROUNDS, minit="matrix")[0]
 
 
 def _held_out(
@@ -217,10 +202,7 @@ def largest_of(values: NDArray[np.float64], structure: NDArray[np.int64]) -> NDA
     """Return the largest value of each structure that occurs.
 
     Args:
-        values: [n_atoms], not negative.
+        values: [n_atoms].
         structure: [n_atoms], number of the structure of each atom.
     """
-    _, number = np.unique(structure, return_inverse=True)
-    largest = np.zeros(number.max() + 1)
-    np.maximum.at(largest, number, values)
-    return largest
+    return maximum(values, structure, np.unique(structure))

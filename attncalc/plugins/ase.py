@@ -15,7 +15,7 @@ from ase.utils.plugins import ExternalIOFormat
 h5md = ExternalIOFormat(
     desc="H5MD trajectory",
     code="+B",  # many frames, from a file that is open for binary reading
-    module="attncalc.plugins.h5md_io",
+    module="attncalc.md.h5md_reader",
     ext="h5md",
 )
 

@@ -131,27 +131,6 @@ class Samples(Sequence[Batch]):
         return [found[k] for k in range(len(self))]
 
 
-class Chained(Sequence[Batch]):
-    """Several sequences of batches, one after the other.
-
-    Args:
-        parts: the sequences.
-    """
-
-    def __init__(self, parts: Sequence[Sequence[Batch]]) -> None:
-        self.parts = parts
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
-
-    def __getitem__(self, k: Any) -> Any:
-        for part in self.parts:
-            if k < len(part):
-                return part[k]
-            k -= len(part)
-        raise IndexError(f"there are {len(self)} batches")
-
-
 def _split(graph: Graph) -> list[Graph]:
     """Return the graphs of the single structures of a batch."""
     n = graph.n_systems

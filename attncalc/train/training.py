@@ -9,10 +9,11 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from ase.data import chemical_symbols
+from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
 from attncalc import data
@@ -31,7 +32,7 @@ from attncalc.potential import Committee, Potential
 from attncalc.structures import check_system
 from attncalc.system import System
 from attncalc.text import counted
-from attncalc.train.batches import Chained, join, samples, sizes_of, to_device
+from attncalc.train.batches import join, samples, sizes_of, to_device
 from attncalc.train.callbacks import LearningCurve, write_table
 from attncalc.train.card import card, describe_repeated
 from attncalc.train.denoising import denoising_step, margin, with_denoising
@@ -352,7 +353,8 @@ def _fit(
             say_isolated(isolated, training)
         if isolated is not None:
             alone = samples(isolated, potential.cutoff, potential.species, **options)
-            batches = Chained([batches, alone])
+            both: Any = [batches, alone]  # sequences are data sets for PyTorch, not for its types
+            batches = cast("Sequence[Batch]", ConcatDataset(both))
         sizes = sizes_of(batches)
         seconds = _seconds_per_epoch(recipe, potential, batches, sizes, processes.n)
         if recipe.minutes is not None and not planned:

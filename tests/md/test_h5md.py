@@ -29,8 +29,7 @@ from torch import Tensor
 
 from attncalc.files import NoSpaceLeft
 from attncalc.md import H5MDWriter, MDState, Verlet, h5md, h5md_reader, h5md_writer, read_h5md
-from attncalc.md.h5md_reader import iread_h5md
-from attncalc.plugins.h5md_io import read_attnh5md
+from attncalc.md.h5md_reader import iread_h5md, read_attnh5md
 from attncalc.system import System
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -53,9 +53,11 @@ def strain_mask(atoms: Atoms) -> NDArray[np.bool_]:
     """Return which components [3, 3] of the strain relax: vacuum has no stress.
 
     Raises:
-        ValueError: no direction is periodic, or periodic cell vectors have components along an open
-            direction.
+        ValueError: the cell has no volume, no direction is periodic, or periodic cell vectors have
+            components along an open direction.
     """
+    if not has_volume(atoms):
+        raise ValueError("stress needs a volume: this structure does not have three cell vectors")
     if not atoms.pbc.any():
         raise ValueError(
             "its cell cannot relax: no direction is periodic; set pbc if it is a crystal"
@@ -76,7 +78,7 @@ def require_known(
     Args:
         potential: the model.
         structures: structures to check; if there are several, the message names the one refused.
-        volume: True if each must have a volume and a cell that can relax, see `strain_mask`.
+        volume: True if each must have a cell that can relax, see `strain_mask`.
 
     Raises:
         ValueError: a structure is impossible, or the model does not know its elements, charge or
@@ -85,10 +87,6 @@ def require_known(
     for k, atoms in enumerate(structures):
         try:
             check_system(potential, System.from_ase(atoms))
-            if volume and not has_volume(atoms):
-                raise ValueError(
-                    "stress needs a volume: this structure does not have three cell vectors"
-                )
             if volume:
                 strain_mask(atoms)
         except ValueError as error:

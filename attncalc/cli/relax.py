@@ -1,11 +1,11 @@
-"""`attncalc relax`: structures in a batch, or one after the other."""
+"""`attncalc relax`: structures in batches, or one after the other; of few or many structures."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import EXPECTED, OutsideTraining, one_line_errors
 from attncalc.cli.files import (
     existing_file,
+    forget_results,
     from_anywhere,
     new_structure_file,
     read_structures,
@@ -35,6 +36,7 @@ from attncalc.cli.files import (
     write_structures,
 )
 from attncalc.cli.model_checks import require_known, require_limits, say_model, strain_mask
+from attncalc.cli.model_job import ModelJob
 from attncalc.cli.options import (
     calculator_options,
     charge_options,
@@ -46,11 +48,20 @@ from attncalc.cli.options import (
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
 from attncalc.cli.relaxation_course import Course
-from attncalc.cli.shards import many_options, output_of_shards, refuse_unfinished, work_off
+from attncalc.cli.shards import (
+    Outcome,
+    many_options,
+    output_of_shards,
+    refuse_unfinished,
+    sort_out,
+    work_off,
+)
+from attncalc.data.shards import Frame
 from attncalc.files import NoSpaceLeft
 from attncalc.md import relax_batch
 from attncalc.structures import batches
-from attncalc.system import System
+from attncalc.system import System, what_is_ignored
+from attncalc.text import one_line
 
 # atoms of one batch of relaxations: bounds its memory
 ATOMS_AT_ONCE = 2000
@@ -124,6 +135,7 @@ def relax(
         raise ValueError(f"--fmax must be above 0 eV/Å and finite, got {fmax:g}")
     if steps < 1:
         raise ValueError(f"--steps must be a positive integer, got {steps}")
+    asked = Relaxation(fmax, steps, optimizer, cell, stop_when_unknown)
     source = existing_file(structures)
     target = Path(output or source.with_suffix(".relaxed.xyz"))
     in_shards = any(many.values())
@@ -138,11 +150,8 @@ def relax(
                 "charge=-1 spin=1 into the second line of each structure"
             )
         require_angstrom(source)
-        from attncalc.cli.relax_many import RelaxMany
-
         options = {"device": device, "dtype": dtype, "long_range_cutoff": long_range_cutoff}
-        chosen = fmax, steps, optimizer, cell, stop_when_unknown
-        job = RelaxMany(from_anywhere(model), options, threads, *chosen)
+        job = RelaxMany(from_anywhere(model), options, threads, asked)
         work_off(job, source, target, **many)
         return
     refuse_unfinished(target)
@@ -177,10 +186,8 @@ def relax(
             figure = plots.relax_summary(steps_of_all, fmax=fmax, title=title, outside=outside)
             save_picture(figure, picture)
 
-    settings = fmax, steps, optimizer, cell, stop_when_unknown
-    asked = Relaxation(calculator, *settings, target)
     try:
-        relax_all(asked, frames, courses)
+        relax_all(asked, calculator, frames, courses, target)
     except KeyboardInterrupt:
         draw()
         raise
@@ -220,22 +227,18 @@ class Relaxation:
     """Settings of `attncalc relax`.
 
     Attributes:
-        calculator: calculator of the model.
         fmax: eV/Å.
         steps: most steps per structure.
         optimizer: "fire" or "lbfgs".
         cell: relax cells too.
         stop: stop a structure when it is outside the training data of the model.
-        target: the output.
     """
 
-    calculator: AttnCalculator
     fmax: float
     steps: int
     optimizer: str
     cell: bool
     stop: bool
-    target: Path
 
 
 def are_relaxed_together(frames: list[Atoms], cell: bool) -> bool:
@@ -244,18 +247,26 @@ def are_relaxed_together(frames: list[Atoms], cell: bool) -> bool:
     return not cell and all(isinstance(constraint, FixAtoms) for constraint in constraints)
 
 
-def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course]) -> None:
+def _relax_together(
+    asked: Relaxation,
+    calculator: AttnCalculator,
+    frames: list[Atoms],
+    courses: list[Course],
+    target: Path,
+) -> None:
     """Relax frames in place, in batches, and fill the courses."""
     n_written, interrupted, alone = 0, False, len(frames) == 1
     total, unit = (asked.steps, "step") if alone else (len(frames), "structure")
     with progress_bar(total, unit) as bar:
-        apart = asked.calculator.evaluator.plain.counts_all_pairs
+        apart = calculator.evaluator.plain.counts_all_pairs
         for first, last in batches(frames, ATOMS_AT_ONCE, apart=apart):
             batch = frames[first:last]
             of_batch = [Course() for _ in batch]
             courses += of_batch
-            interrupted = relax_in_batch(asked, batch, of_batch, bar, first, alone=alone)
-            write_structures(asked.target, frames[:last])
+            interrupted = relax_in_batch(
+                asked, calculator, batch, of_batch, bar, first, alone=alone
+            )
+            write_structures(target, frames[:last])
             for k, course in enumerate(of_batch, start=first):
                 with bar.external_write_mode():
                     say(f"structure {k}: {course.report(asked.fmax)}")
@@ -264,17 +275,18 @@ def _relax_together(asked: Relaxation, frames: list[Atoms], courses: list[Course
                 break
     if interrupted and alone:
         courses[0].frame = frames[0]
-        raise KeyboardInterrupt(_saved(0, 1, asked.target, courses[0]))
+        raise KeyboardInterrupt(_saved(0, 1, target, courses[0]))
     if interrupted:
         n_done = sum(course.has_converged(asked.fmax) for course in courses)
         raise KeyboardInterrupt(
             f"{n_done} of {len(frames)} structures are relaxed; {n_written} are written to "
-            f"{asked.target} as they are"
+            f"{target} as they are"
         )
 
 
 def relax_in_batch(
     asked: Relaxation,
+    calculator: AttnCalculator,
     batch: list[Atoms],
     courses: list[Course],
     bar: tqdm,
@@ -287,7 +299,7 @@ def relax_in_batch(
 
     The bar counts structures, or steps if `alone`.
     """
-    force = asked.calculator.evaluator
+    force = calculator.evaluator
     before = [atoms.copy() for atoms in batch]
 
     def rests(course: Course) -> bool:
@@ -329,7 +341,7 @@ def relax_in_batch(
     positions = ended.system.split(ended.system.positions.cpu())
     for atoms, now in zip(batch, positions, strict=True):
         atoms.positions = now.numpy()
-    results = asked.calculator.calculate_many(batch)
+    results = calculator.calculate_many(batch)
     for atoms, course, found, start in zip(batch, courses, results, before, strict=True):
         course.compare(start, atoms)
         course.spread = _largest(found.get("forces_spread"))
@@ -339,7 +351,13 @@ def relax_in_batch(
     return ended.interrupted
 
 
-def _relax_in_turn(asked: Relaxation, frames: list[Atoms], courses: list[Course]) -> None:
+def _relax_in_turn(
+    asked: Relaxation,
+    calculator: AttnCalculator,
+    frames: list[Atoms],
+    courses: list[Course],
+    target: Path,
+) -> None:
     """Replace frames by relaxed ones, one after the other, and fill the courses."""
     several = len(frames) > 1
     total, unit = (len(frames), "structure") if several else (asked.steps, "step")
@@ -354,19 +372,19 @@ def _relax_in_turn(asked: Relaxation, frames: list[Atoms], courses: list[Course]
             bar.update(0 if several else step - bar.n)
 
         for k, atoms in enumerate(frames):
-            atoms.calc = asked.calculator
+            atoms.calc = calculator
             courses.append(course := Course())
             try:
                 frames[k] = relax_one(k, atoms, asked, course, progress, tell)
-                write_structures(asked.target, frames[: k + 1])
+                write_structures(target, frames[: k + 1])
             except KeyboardInterrupt:
                 if course.frame is not None:
-                    write_structures(asked.target, [*frames[:k], course.frame])
-                saved = _saved(k, len(frames), asked.target, course)
+                    write_structures(target, [*frames[:k], course.frame])
+                saved = _saved(k, len(frames), target, course)
                 raise KeyboardInterrupt(saved) from None
             except EXPECTED as error:
                 if several:
-                    saved = _saved(k, len(frames), asked.target)
+                    saved = _saved(k, len(frames), target)
                     raise RuntimeError(f"structure {k}: {error}; {saved}") from None
                 raise
             with bar.external_write_mode():
@@ -382,7 +400,7 @@ def relax_one(
     progress: Callable[[int, str], None],
     tell: Callable[[str], None],
 ) -> Atoms:
-    """Relax one structure, fill its course, and return the structure with results."""
+    """Relax one structure by its calculator, fill its course, and return it with results."""
     from ase.filters import FrechetCellFilter
     from ase.optimize import FIRE, LBFGS
 
@@ -397,9 +415,9 @@ def relax_one(
             if mask is not None:
                 stress = atoms.get_stress(voigt=False)
                 course.stress = float(np.abs(stress[mask]).max() / units.GPa)
-            spread = asked.calculator.spread
+            spread = atoms.calc.spread
             course.spread = None if spread is None else _largest(spread["forces"])
-            novelty = asked.calculator.novelty
+            novelty = atoms.calc.novelty
             if warning := course.look(number, novelty, atoms.numbers, stop=asked.stop):
                 tell(warning)
             progress(dynamics.nsteps, f"largest force {largest:.4f} eV/Å, energy {energy:.4f} eV")
@@ -441,3 +459,110 @@ def _saved(n_written: int, n_structures: int, path: Path, unfinished: Course | N
     saved = f"{n_written} of {n_structures} structures are written"
     saved += f" to {path}" if n_written or there else ""
     return saved + (f", and structure {n_written} after {unfinished}" if there else "")
+
+
+@dataclass(frozen=True)
+class RelaxMany(ModelJob):
+    """Job of relaxing many structures.
+
+    Attributes:
+        asked: the settings.
+    """
+
+    asked: Relaxation
+
+    def identity(self) -> dict[str, Any]:
+        """Return all that the results depend on, except for input and machine.
+
+        Raises:
+            FileNotFoundError, ValueError: there is no such model, or it is damaged.
+        """
+        settings = asdict(self.asked)
+        stop = settings.pop("stop")  # named as the option in folders of shards
+        return {**super().identity(), **settings, "stop-when-unknown": stop}
+
+    def start(self) -> RelaxShard:
+        """Load the model."""
+        calculator = self.load()
+        require_limits(calculator.evaluator.plain, stop=self.asked.stop)
+        return RelaxShard(self.asked, calculator)
+
+
+@dataclass(frozen=True)
+class RelaxShard:
+    """Relaxes the structures of a shard; one that cannot be relaxed does not stop the others.
+
+    Attributes:
+        asked: the settings.
+        calculator: calculator of the model.
+    """
+
+    asked: Relaxation
+    calculator: AttnCalculator
+
+    def __call__(self, frames: Sequence[Frame], first: int) -> list[Outcome]:
+        """Return each structure with results, and facts about it for the report.
+
+        Args:
+            frames: the structures, as text.
+            first: number of the first structure.
+        """
+        outcomes, good = sort_out(frames, self._known)
+        if not good:
+            return outcomes
+        asked = self.asked
+        structures, keys = [*good.values()], [*good]
+        together = are_relaxed_together(structures, asked.cell)
+        apart = self.calculator.evaluator.plain.counts_all_pairs
+        sizes = batches(structures, ATOMS_AT_ONCE if together else 1, apart=apart)
+        attempts = [keys[begin:end] for begin, end in sizes]
+        while attempts:
+            numbers = attempts.pop(0)
+            batch = [good[k].copy() for k in numbers]
+            try:
+                found = self._relax(batch, together, first + numbers[0])
+            except (*EXPECTED, MemoryError) as error:
+                if len(numbers) > 1:  # due to one of them: try each alone
+                    attempts += [[k] for k in numbers]
+                else:
+                    outcomes[numbers[0]] = None, {"error": one_line(error)}
+                continue
+            for k, (atoms, course) in zip(numbers, found, strict=True):
+                said = {**self._said(course), "ignored": what_is_ignored(good[k])}
+                atoms.info["structure"] = first + k
+                if course.broken:
+                    atoms.info["broken_bonds"] = len(course.broken)
+                outcomes[k] = atoms, said
+        return outcomes
+
+    def _known(self, frame: Frame) -> Atoms:
+        atoms = frame.atoms()
+        forget_results(atoms)
+        to_rest(atoms)
+        self.calculator.evaluator.check(System.from_ase(atoms))
+        if self.asked.cell:
+            strain_mask(atoms)
+        return atoms
+
+    def _relax(self, batch: list[Atoms], together: bool, first: int) -> list[tuple[Atoms, Course]]:
+        courses = [Course() for _ in batch]
+        if together:
+            bar = tqdm(disable=True)
+            relax_in_batch(self.asked, self.calculator, batch, courses, bar, first, _quiet)
+            return list(zip(batch, courses, strict=True))
+        (atoms,), (course,) = batch, courses
+        # do not reuse the neighbour list of an earlier structure, which depends on the workers
+        system = System.from_ase(atoms, first=first)
+        self.calculator.evaluator.renew(system.to(self.calculator.evaluator.device))
+        atoms.calc = self.calculator
+        ended = relax_one(first, atoms, self.asked, course, lambda *_: None, _quiet)
+        return [(ended, course)]
+
+    def _said(self, course: Course) -> dict[str, Any]:
+        fmax = self.asked.fmax
+        ended = {"unfinished": course.is_unfinished(fmax), "outside": course.outside}
+        return course.as_dict(fmax) | ended
+
+
+def _quiet(warning: str) -> None:
+    """Print nothing for one among many structures."""

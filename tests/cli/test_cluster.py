@@ -67,7 +67,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     scratch = str(tmp_path_factory.mktemp("cluster"))
     multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["distributed.nanny", "attncalc.cli.relax_many", "attncalc.cli.label", "ase.optimize"]
+        ["distributed.nanny", "attncalc.cli.relax", "attncalc.cli.label", "ase.optimize"]
     )
     with (
         pytest.MonkeyPatch.context() as patch,

@@ -10,7 +10,7 @@ import signal
 import time
 import tracemalloc
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ from command_line import COPPER, ETHANOL, Forked, attncalc, fails, fork_workers,
 
 from attncalc import AttnCalculator, bonds
 from attncalc.cli import output, shards
-from attncalc.cli.relax_many import RelaxMany, RelaxShard
+from attncalc.cli.relax import Relaxation, RelaxMany, RelaxShard
 from attncalc.cli.shards import Outcome, Work, work_off_shard
 from attncalc.data.shards import Frame, find_shards
 from attncalc.files import FileLock, NoSpaceLeft
@@ -444,10 +444,9 @@ def test_the_folder_is_not_listed_for_every_shard(few, monkeypatch):
     assert [len([*os.scandir(folder)]) for folder in folders] == [3 * 4, 3 * 4, 3 * 2]
 
 
-def relax_many(**changed: object) -> RelaxMany:
+def relax_many() -> RelaxMany:
     options = {"device": "cpu", "dtype": None, "long_range_cutoff": None}
-    asked = RelaxMany(COPPER, options, 1, 10.0, 5, "lbfgs", False, False)
-    return replace(asked, **changed)
+    return RelaxMany(COPPER, options, 1, Relaxation(10.0, 5, "lbfgs", cell=False, stop=False))
 
 
 def test_what_is_not_read_is_counted(few, capsys, monkeypatch):
@@ -511,6 +510,6 @@ def test_a_structure_too_large_for_the_memory_has_failed(monkeypatch):
         return relax(self, batch, together, first)
 
     monkeypatch.setattr(RelaxShard, "_relax", hungry)
-    solve = RelaxShard(relax_many(), AttnCalculator(COPPER, device="cpu"))
+    solve = RelaxShard(relax_many().asked, AttnCalculator(COPPER, device="cpu"))
     outcomes = solve(frames, 0)
     assert [said.get("error") for _, said in outcomes] == [None, "MemoryError", None]

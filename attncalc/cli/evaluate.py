@@ -1,4 +1,4 @@
-"""`attncalc eval`: errors on labelled structures, as a table and as a page."""
+"""`attncalc eval`: errors on labelled structures, as a table and as a page; also in shards."""
 
 from __future__ import annotations
 
@@ -7,30 +7,45 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from ase.data import chemical_symbols
 
-from attncalc import model_file
+from attncalc import data, model_file
 from attncalc.calculator import AttnCalculator
+from attncalc.cli import shards
 from attncalc.cli.errors import data_is_needed, one_line_errors
 from attncalc.cli.files import from_anywhere, is_folder_of_run
 from attncalc.cli.model_checks import is_delta, require_known
+from attncalc.cli.model_job import ModelJob
 from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
-from attncalc.cli.shards import Work, many_options, refuse_unfinished, work_off
+from attncalc.cli.shards import Outcome, Solver, Work, many_options, refuse_unfinished, work_off
+from attncalc.data import Dataset, StreamedDataset
+from attncalc.data.errors import (
+    BATCH_ATOMS,
+    Prediction,
+    energy_statistics,
+    errors,
+    force_statistics,
+    force_statistics_by_element,
+    inside_and_outside,
+    predict,
+    stress_statistics,
+)
+from attncalc.data.shards import Frame, Rows
+from attncalc.data.statistics import with_possible_stress
 from attncalc.files import write_atomically
+from attncalc.potential import Potential
+from attncalc.structures import batches
 from attncalc.text import counted
 
 if TYPE_CHECKING:
-    from attncalc.data import Dataset
-    from attncalc.data.errors import Prediction
-    from attncalc.potential import Potential
     from attncalc.report import Subject
 
 
@@ -84,8 +99,6 @@ def evaluate(
 
     Example: attncalc eval runs/mine --split test
     """
-    from attncalc import data
-    from attncalc.data.errors import predict
     from attncalc.report import Subject
 
     in_folder, in_shards = is_folder_of_run(model), any(many.values())
@@ -114,7 +127,6 @@ def evaluate(
     require_known(potential, dataset.structures)
     subject = Subject(model, split, shlex.join(["attncalc", *sys.argv[1:]]))
     if target is not None and in_shards:
-        from attncalc.cli.eval_many import EvalMany, find_rows, joined
 
         def join(work: Work) -> None:
             on = replace(subject, device=work.plan()["device"])
@@ -141,8 +153,7 @@ def _tell(
     target: Path | None,
 ) -> None:
     """Print the table and write the report."""
-    from attncalc.data.calibration import calibrations
-    from attncalc.data.errors import errors, inside_and_outside
+    from attncalc.data.calibration import calibrations  # imports scipy.stats, which takes long
     from attncalc.report import evaluation, remarks
 
     say(f"{counted(len(dataset), 'structure')} of {dataset.source}, labels {dataset.labels}")
@@ -188,10 +199,6 @@ def read_labelled(
     Raises:
         OSError, ValueError: model, data or split do not exist, or are invalid.
     """
-    from attncalc import data
-    from attncalc.data.statistics import with_possible_stress
-    from attncalc.data.streamed import StreamedDataset
-
     folder = Path(model)
     if data_file is not None and not is_folder_of_run(model):
         dataset = data.read(data_file, labels=labels, **units)
@@ -223,13 +230,6 @@ def read_labelled(
 
 
 def _error_rows(prediction: Prediction, dataset: Dataset) -> list[tuple[str, ...]]:
-    from attncalc.data.errors import (
-        energy_statistics,
-        force_statistics,
-        force_statistics_by_element,
-        stress_statistics,
-    )
-
     energy = energy_statistics(prediction, dataset)
     found = {"energy, meV": energy["per structure"], "energy, meV/atom": energy["per atom"]}
     if dataset.forces is not None:
@@ -285,3 +285,71 @@ def _report_file(
             "or use --no-report"
         )
     return path
+
+
+def find_rows(dataset: Dataset, potential: Potential) -> Rows:
+    """Find the shards of a data set: each begins where a batch of `predict` begins.
+
+    Therefore batches, and all results bit by bit, are the same as without shards.
+    """
+    from attncalc.train.run_folder import checksum
+
+    starts = [0]
+    apart = potential.counts_all_pairs
+    for first, _ in batches(dataset.structures, BATCH_ATOMS, apart=apart):
+        if first >= starts[-1] + shards.STRUCTURES:
+            starts.append(first)
+    n, of_all = len(dataset), checksum(dataset)
+    return Rows(Path(dataset.source), shards.STRUCTURES, n, (*starts, n), of_all)
+
+
+@dataclass(frozen=True)
+class EvalMany(ModelJob):
+    """Job of predictions for a data set, which every process reads.
+
+    Attributes:
+        asked: arguments of `read_labelled`, with absolute paths.
+        sha256: checksum of structures and labels.
+    """
+
+    asked: tuple[Any, ...]
+    sha256: str
+
+    def start(self) -> Solver:
+        """Load the model and the data.
+
+        Raises:
+            OSError, ValueError: the data cannot be read, or differ from those of the first process.
+        """
+        from attncalc.train.run_folder import checksum
+
+        dataset = read_labelled(*self.asked)[1]
+        if checksum(dataset) != self.sha256:
+            raise ValueError(f"{dataset.source}: the file has changed, or is another one here")
+        potential = self.load().potential
+
+        def solve(frames: Sequence[Frame], first: int) -> list[Outcome]:
+            mine = dataset[first : first + len(frames)]
+            try:
+                found = predict(potential, mine, first_number=first)
+            except ValueError as error:  # an error in the data: do not try again
+                return [(None, {"error": str(error)}) for _ in frames]
+            return [(None, row) for row in found.rows()]
+
+        return solve
+
+
+def joined(work: Work) -> Prediction:
+    """Return the prediction for the whole data set.
+
+    Raises:
+        RuntimeError: a structure is impossible, or processes died while processing a shard.
+    """
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in work.said():
+            if error := row.get("error"):
+                raise RuntimeError(f"{error} (remove {work.folder} to try again)")
+            yield row
+
+    return Prediction.of_rows(rows())

@@ -18,7 +18,7 @@ from ase.io import read, write
 from command_line import COPPER, attncalc, fails, files, fork_workers, labelled, succeeds
 
 from attncalc import data
-from attncalc.cli import eval_many, shards
+from attncalc.cli import evaluate, shards
 from attncalc.cli.shards import Job, Work
 from attncalc.data.errors import Prediction, predict
 from attncalc.data.shards import Shards
@@ -108,7 +108,7 @@ def test_killed_and_started_again(here, expected, monkeypatch) -> None:
         return predict(potential, dataset, **options)
 
     with monkeypatch.context() as context:
-        context.setattr(eval_many, "predict", killed)
+        context.setattr(evaluate, "predict", killed)
         with pytest.raises(Killed):
             attncalc(*EVAL, "--workers", 1)
     (done,) = Path(f"{PAGE}.parts").glob("*/0*.json")
@@ -201,7 +201,7 @@ def test_shards_begin_with_batches() -> None:
     write_many()
     dataset = data.read("cu.extxyz")
     potential = SimpleNamespace(counts_all_pairs=False)
-    rows = eval_many.find_rows(dataset, potential)
+    rows = evaluate.find_rows(dataset, potential)
     parts = [rows.structures(k) for k in range(len(rows))]
     assert [k for part in parts for k in part] == [*range(N)]
     sizes = [sum(len(dataset.structures[k]) for k in part) for part in parts]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 import click
 import torch
 from ase import Atoms
 
+from attncalc.cli.output import together
 from attncalc.model_file import DEFAULT_MODEL
 from attncalc.potential import MOST_THREADS
 from attncalc.system import SYNONYMS
@@ -17,74 +17,54 @@ from attncalc.system import SYNONYMS
 # number of atoms below which CPU threads wait for each other longer than they compute
 SMALL = 1000
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+calculator_options = together(
+    click.option(
+        "--device", default="auto", show_default=True, help="Device: auto, cpu, cuda, cuda:1."
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "float64"]),
+        help="Precision of the network. Default: that of the model.",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1, max=MOST_THREADS),
+        help="CPU threads. Results are bitwise reproducible for a fixed number of threads. "
+        f"Default: 1 for compiled steps; for PyTorch 1 below {SMALL} atoms, where more are "
+        "slower, else (or if OMP_NUM_THREADS is set) its own number.",
+    ),
+    click.option(
+        "--long-range-cutoff",
+        type=float,
+        metavar="ANGSTROM|inf",
+        help="Cutoff of electrostatics and dispersion, Å; inf: all pairs, for molecules only. "
+        "Default: that of the model.",
+    ),
+)
 
+oracle_option = click.option(
+    "--oracle",
+    required=True,
+    help="Method that labels the structures: gfn2 (tblite), the name or file of a model, or "
+    "MODULE:CALLABLE, a function that returns an ASE calculator for its arguments charge and "
+    "multiplicity; without charge, ions are refused.",
+)
 
-def calculator_options(command: Command) -> Command:
-    """Add the options --device, --dtype, --threads and --long-range-cutoff."""
-    for option in (
-        click.option(
-            "--long-range-cutoff",
-            type=float,
-            metavar="ANGSTROM|inf",
-            help="Cutoff of electrostatics and dispersion, Å; inf: all pairs, for molecules only. "
-            "Default: that of the model.",
-        ),
-        click.option(
-            "--threads",
-            type=click.IntRange(min=1, max=MOST_THREADS),
-            help="CPU threads. Results are bitwise reproducible for a fixed number of threads. "
-            f"Default: 1 for compiled steps; for PyTorch 1 below {SMALL} atoms, where more are "
-            "slower, else (or if OMP_NUM_THREADS is set) its own number.",
-        ),
-        click.option(
-            "--dtype",
-            type=click.Choice(["float32", "float64"]),
-            help="Precision of the network. Default: that of the model.",
-        ),
-        click.option(
-            "--device", default="auto", show_default=True, help="Device: auto, cpu, cuda, cuda:1."
-        ),
-    ):
-        command = option(command)
-    return command
+model_option = click.option(
+    "--model",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    help="Name of a shipped model, model file, or folder of a training.",
+)
 
-
-def oracle_option(command: Command) -> Command:
-    """Add the option --oracle, which has to be given."""
-    return click.option(
-        "--oracle",
-        required=True,
-        help="Method that labels the structures: gfn2 (tblite), the name or file of a model, or "
-        "MODULE:CALLABLE, a function that returns an ASE calculator for its arguments charge and "
-        "multiplicity; without charge, ions are refused.",
-    )(command)
-
-
-def model_option(command: Command) -> Command:
-    """Add the option --model."""
-    return click.option(
-        "--model",
-        default=DEFAULT_MODEL,
-        show_default=True,
-        help="Name of a shipped model, model file, or folder of a training.",
-    )(command)
-
-
-def charge_options(command: Command) -> Command:
-    """Add the options --charge and --multiplicity."""
-    for option in (
-        click.option(
-            "--multiplicity",
-            type=click.IntRange(min=1),
-            help="Spin multiplicity 2S+1. Default: that of the file, else the lowest.",
-        ),
-        click.option(
-            "--charge", type=int, help="Total charge, e. Default: that of the file, else 0."
-        ),
-    ):
-        command = option(command)
-    return command
+charge_options = together(
+    click.option("--charge", type=int, help="Total charge, e. Default: that of the file, else 0."),
+    click.option(
+        "--multiplicity",
+        type=click.IntRange(min=1),
+        help="Spin multiplicity 2S+1. Default: that of the file, else the lowest.",
+    ),
+)
 
 
 def set_charge(structures: Sequence[Atoms], charge: int | None, multiplicity: int | None) -> None:
@@ -104,14 +84,12 @@ def names_in(_: click.Context, parameter: click.Parameter, value: str) -> tuple[
     return names
 
 
-def stop_option(command: Command) -> Command:
-    """Add the option --stop-when-unknown."""
-    return click.option(
-        "--stop-when-unknown",
-        is_flag=True,
-        help="Stop at the first step where an atom is outside the training data of the model; "
-        "everything up to there is written.",
-    )(command)
+stop_option = click.option(
+    "--stop-when-unknown",
+    is_flag=True,
+    help="Stop at the first step where an atom is outside the training data of the model; "
+    "everything up to there is written.",
+)
 
 
 def set_threads(threads: int | None, structures: Sequence[Atoms]) -> None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -16,35 +16,21 @@ from attncalc.cli.files import new_file
 # advice if an output exists
 ADVICE = "choose another name, or use --overwrite"
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
 _QUIET, _JSON, _OVERWRITE = "attncalc.quiet", "attncalc.json", "attncalc.overwrite"
 
 
-def json_option(command: Command) -> Command:
-    """Add the option --json."""
-    what = "Write results as one JSON object to standard output, messages to standard error."
-    return _flag(_JSON, what, "--json")(command)
+def together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a decorator that adds several options to a command, in this order."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
-def quiet_option(command: Command) -> Command:
-    """Add the option --quiet."""
-    return _flag(_QUIET, "Write errors and warnings only.", "-q", "--quiet")(command)
-
-
-def overwrite_option(command: Command) -> Command:
-    """Add the option --overwrite."""
-    return _flag(_OVERWRITE, "Replace output files that exist.", "--overwrite")(command)
-
-
-def output_options(command: Command) -> Command:
-    """Add the options --quiet, --json and --overwrite."""
-    for option in (overwrite_option, json_option, quiet_option):
-        command = option(command)
-    return command
-
-
-def _flag(key: str, what: str, *names: str) -> Callable[[Command], Command]:
+def _flag(key: str, what: str, *names: str) -> Callable[[Any], Any]:
     """Return a flag that the command does not see: the context remembers it by its key."""
     return click.option(
         *names, is_flag=True, expose_value=False, callback=_remember(key), help=what
@@ -58,6 +44,16 @@ def _remember(key: str) -> Callable[[click.Context, click.Parameter, bool], None
             logging.getLogger("attncalc").setLevel(logging.WARNING)
 
     return remember
+
+
+json_option = _flag(
+    _JSON,
+    "Write results as one JSON object to standard output, messages to standard error.",
+    "--json",
+)
+quiet_option = _flag(_QUIET, "Write errors and warnings only.", "-q", "--quiet")
+overwrite_option = _flag(_OVERWRITE, "Replace output files that exist.", "--overwrite")
+output_options = together(quiet_option, json_option, overwrite_option)
 
 
 def _is(key: str) -> bool:

@@ -22,14 +22,14 @@ from functools import partial
 from io import StringIO
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import click
 from ase import Atoms
 from ase.io import write
 
 from attncalc.cli.errors import EXPECTED, OutsideTraining
-from attncalc.cli.output import output_file, overwrites, report_json, say, warn
+from attncalc.cli.output import output_file, overwrites, report_json, say, together, warn
 from attncalc.cli.progress import progress_bar
 from attncalc.data.shards import Frame, Shards, find_shards
 from attncalc.files import FileLock, NoSpaceLeft, replacing, write_atomically
@@ -51,7 +51,6 @@ JOINING = "joining"
 # numbers of structures in the report
 COUNTED = ("structures", "failed", "unfinished", "outside", "broken", "ignored")
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 Outcome = tuple[Atoms | None, dict[str, Any]]
 # numbers of structures; numbers of structures with ignored properties, by property
 _Counts = tuple[Counter[str], Counter[str]]
@@ -233,37 +232,33 @@ def refuse_unfinished(target: Path) -> None:
         )
 
 
-def many_options(command: Command) -> Command:
-    """Add the options --workers, --shard, --gather and --scheduler."""
-    for option in (
-        click.option(
-            "--scheduler",
-            metavar="ADDRESS",
-            help="Process the shards on the workers of a dask.distributed cluster, which share the "
-            "folder of the output: tcp://HOST:8786, or the scheduler's file (JSON). Each worker "
-            "thread uses one thread, or --threads if the command has it.",
-        ),
-        click.option(
-            "--gather",
-            is_flag=True,
-            help="Join the results of all --shard parts, or list the parts that are missing.",
-        ),
-        click.option(
-            "--shard",
-            metavar="K/N",
-            help="Process part K of N (1 to N) and store the result in a folder beside the "
-            "output, *.parts: for job arrays. Parts may run at any time and on any machine that "
-            "shares the folder.",
-        ),
-        click.option(
-            "--workers",
-            type=click.IntRange(min=1),
-            help="Number of processes, with one thread each, or --threads if the command has it. "
-            "Results and their order are those of --workers 1.",
-        ),
-    ):
-        command = option(command)
-    return command
+many_options = together(
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        help="Number of processes, with one thread each, or --threads if the command has it. "
+        "Results and their order are those of --workers 1.",
+    ),
+    click.option(
+        "--shard",
+        metavar="K/N",
+        help="Process part K of N (1 to N) and store the result in a folder beside the "
+        "output, *.parts: for job arrays. Parts may run at any time and on any machine that "
+        "shares the folder.",
+    ),
+    click.option(
+        "--gather",
+        is_flag=True,
+        help="Join the results of all --shard parts, or list the parts that are missing.",
+    ),
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Process the shards on the workers of a dask.distributed cluster, which share the "
+        "folder of the output: tcp://HOST:8786, or the scheduler's file (JSON). Each worker "
+        "thread uses one thread, or --threads if the command has it.",
+    ),
+)
 
 
 def sort_out(

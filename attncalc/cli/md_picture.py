@@ -11,7 +11,6 @@ import numpy as np
 from ase import Atoms
 from tqdm import tqdm
 
-from attncalc import plots
 from attncalc.bonds import NONMETALS, Bonds
 from attncalc.cli.files import read_structures, save_picture
 from attncalc.cli.output import warn
@@ -73,6 +72,8 @@ class Picture:
 
     def draw(self) -> None:
         """Draw and save the picture; its last frame is the last one of the first structure."""
+        from attncalc import plots
+
         log, first = self.target.with_suffix(".csv"), self.structures[0].numbers
         alike = [k for k, one in enumerate(self.structures) if np.array_equal(one.numbers, first)]
         rows = read_log(

@@ -19,7 +19,6 @@ from ase.constraints import FixAtoms
 from torch import Tensor
 from tqdm import tqdm
 
-from attncalc import plots
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import EXPECTED, OutsideTraining, one_line_errors
 from attncalc.cli.files import (
@@ -181,6 +180,8 @@ def relax(
 
     def draw() -> None:
         """Draw the relaxations that have been started."""
+        from attncalc import plots
+
         if steps_of_all := [course.steps for course in courses if course.steps]:
             outside = [course.outside for course in courses if course.steps]
             figure = plots.relax_summary(steps_of_all, fmax=fmax, title=title, outside=outside)

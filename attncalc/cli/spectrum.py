@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from attncalc import plots
 from attncalc.cli.errors import one_line_errors
 from attncalc.cli.files import existing_file, save_picture
 from attncalc.cli.output import output_file, output_options, report_json, say
@@ -78,6 +77,8 @@ def spectrum(trajectory, output, table, resolution, highest, system) -> None:
         peaks.append(found.peaks(found.infrared))
         total = found.integral(found.infrared)
         say(f"infrared, harmonic quantum correction, {total:.4g} km/mol; {_listed(peaks[1])}")
+    from attncalc import plots
+
     figure = plots.spectrum_summary(
         found.wavenumbers,
         found.vdos,

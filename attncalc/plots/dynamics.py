@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matscipy.neighbours import neighbour_list
 from numpy.typing import NDArray
-from scipy.stats import gamma
 
 from attncalc.names import pair_name
 from attncalc.plots.structures import bonds, draw_structure
@@ -158,6 +157,8 @@ def _temperature(
         alpha=0.45,
     )
     if target is not None and n_dof is not None:
+        from scipy.stats import gamma  # takes half a second to import
+
         at = np.linspace(max(low, 1e-3), high, 200)
         # kinetic energy in units of kT has a gamma distribution with shape n_dof / 2
         side.plot(gamma.pdf(at, n_dof / 2, scale=2 * target / n_dof), at, color="black", lw=1)

@@ -21,7 +21,7 @@ from ase.constraints import FixAtoms, FixBondLength, FixSymmetry
 from ase.io import read, write
 from command_line import COPPER, ETHANOL, Forked, attncalc, fails, files, succeeds, wait_until
 
-from attncalc import AttnCalculator
+from attncalc import AttnCalculator, plots
 from attncalc.cli import md as module
 from attncalc.cli import md_picture
 from attncalc.cli.files import read_structures
@@ -527,13 +527,13 @@ def test_md_that_is_stopped_at_once(
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
     """What pictures of runs are drawn from."""
     found: list = []
-    draw = md_picture.plots.md_summary
+    draw = plots.md_summary
 
     def seen(rows, frames, **options):
         found.append((rows, frames, options))
         return draw(rows, frames, **options)
 
-    monkeypatch.setattr(md_picture.plots, "md_summary", seen)
+    monkeypatch.setattr(plots, "md_summary", seen)
     return found
 
 

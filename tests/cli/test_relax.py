@@ -16,7 +16,7 @@ from ase.io import read, write
 from ase.optimize import FIRE, LBFGS
 from command_line import COPPER, ETHANOL, attncalc, fails, files, labelled, succeeds
 
-from attncalc import AttnCalculator
+from attncalc import AttnCalculator, plots
 from attncalc.cli import relax as module
 from attncalc.evaluator import Evaluator
 
@@ -65,13 +65,13 @@ def test_relax_draws_every_course(monkeypatch: pytest.MonkeyPatch) -> None:
     """The picture shows what the optimizer did."""
     write("two.extxyz", rattled(2))
     drawn: list = []
-    draw = module.plots.relax_summary
+    draw = plots.relax_summary
 
     def seen(courses, **options):
         drawn.append((courses, options))
         return draw(courses, **options)
 
-    monkeypatch.setattr(module.plots, "relax_summary", seen)
+    monkeypatch.setattr(plots, "relax_summary", seen)
     said = succeeds("relax", "two.extxyz", "--model", COPPER, "--fmax", 0.02)
     ((courses, options),) = drawn
     assert options == {

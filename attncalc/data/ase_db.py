@@ -1,4 +1,4 @@
-"""Reader of ASE databases: SQLite files with one structure per row."""
+"""Readers of ASE databases (SQLite files) and of ASE trajectories (binary files)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import ase.db
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db.row import AtomsRow
+from ase.io.trajectory import Trajectory
 
 from attncalc.data.dataset import Dataset
 from attncalc.data.extxyz import dataset_of
@@ -43,7 +44,7 @@ def read_ase_db(path: Path, options: ReadOptions) -> Dataset:
         ValueError: the file is damaged or not an ASE database, or a row has no label; the message
             is one line that starts with the file's name.
     """
-    with decoding(path, "ASE database"):
+    with _decoding(path, "ASE database"):
         _require_table(path)
         database = ase.db.connect(path, type="db", use_lock_file=False)
         metadata = database.metadata
@@ -51,8 +52,28 @@ def read_ase_db(path: Path, options: ReadOptions) -> Dataset:
     return dataset_of(frames, options, path.name)
 
 
+def read_ase_traj(path: Path, options: ReadOptions) -> Dataset:
+    """Read an ASE trajectory (`ase.io.Trajectory`); see `from_ase` for the names of labels.
+
+    Energy, forces and stress are the results that the calculator of a frame had when it was
+    written, without constraints. ASE's convention is eV and Å.
+
+    Args:
+        path: the file, which is not changed.
+        options: units and label set.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: the file is damaged or not an ASE trajectory, or a frame has no label; the
+            message is one line that starts with the file's name.
+    """
+    with _decoding(path, "ASE trajectory"), Trajectory(path) as file:
+        frames = list(file)
+    return dataset_of(frames, options, path.name)
+
+
 @contextmanager
-def decoding(path: Path, kind: str) -> Iterator[None]:
+def _decoding(path: Path, kind: str) -> Iterator[None]:
     """Turn any error of ASE's decoders inside into one line that starts with the file's name.
 
     Raises:

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
 
-from attncalc.data.ase_db import read_ase_db
-from attncalc.data.ase_traj import read_ase_traj
+from attncalc.data.ase_db import read_ase_db, read_ase_traj
 from attncalc.data.dataset import Dataset
 from attncalc.data.extxyz import read_extxyz, read_extxyz_in_parts
 from attncalc.data.hdf5 import read_hdf5
@@ -41,7 +40,7 @@ def read(
     | `.h5`, `.hdf5` | groups of such arrays, as in SPICE | `attncalc.data.hdf5.read_hdf5` |
     | `.xyz`, `.extxyz` | extended XYZ | `attncalc.data.extxyz.from_ase` |
     | `.db` | ASE database | `attncalc.data.ase_db.read_ase_db` |
-    | `.traj` | ASE trajectory | `attncalc.data.ase_traj.read_ase_traj` |
+    | `.traj` | ASE trajectory | `attncalc.data.ase_db.read_ase_traj` |
 
     A unit that the file states takes precedence, and an argument that contradicts it is an error.
     If the file states none, `.npz` and HDF5 need `energy_unit`, while extended XYZ and ASE

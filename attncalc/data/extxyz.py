@@ -9,7 +9,7 @@ from dataclasses import replace
 from io import StringIO
 from itertools import compress, islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, AnyStr
 
 import numpy as np
 from ase import Atoms
@@ -124,11 +124,11 @@ def read_frames(path: Path, index: slice = slice(None)) -> list[Atoms]:
             raise ValueError(one_line(error)) from None
 
 
-def delimited(file: TextIO, start: int = 0) -> Iterator[tuple[str, str, list[str]]]:
+def delimited(file: IO[AnyStr], start: int = 0) -> Iterator[tuple[str, AnyStr, list[AnyStr]]]:
     """Yield the name, the comment line and the atom rows of each structure.
 
     Args:
-        file: open at the beginning of a structure.
+        file: text or bytes, open at the beginning of a structure.
         start: number of that structure.
 
     Raises:
@@ -143,7 +143,8 @@ def delimited(file: TextIO, start: int = 0) -> Iterator[tuple[str, str, list[str
                 if rest.strip():
                     raise ValueError(f"an empty line where {where} should begin")
             return
-        n_atoms = n_atoms_of(first, where)
+        line = first if isinstance(first, str) else first.decode(errors="replace")
+        n_atoms = _n_atoms_of(line, where)
         comment = file.readline(LONGEST_COMMENT)
         if len(comment) >= LONGEST_COMMENT:
             raise ValueError(f"{where}: the comment line has no end")
@@ -171,7 +172,7 @@ def parsed(where: str, comment: str, rows: list[str]) -> Atoms:
         raise ValueError(f"{where}: {one_line(error)}") from None
 
 
-def n_atoms_of(line: str, where: str) -> int:
+def _n_atoms_of(line: str, where: str) -> int:
     """Parse the number of atoms in the first line of a structure.
 
     Raises:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from ase import Atoms
 
-from attncalc.data.extxyz import LONGEST_COMMENT, delimited, n_atoms_of, parsed
-from attncalc.text import one_line
+from attncalc.data.extxyz import delimited, parsed
 
 
 @dataclass(frozen=True)
@@ -131,33 +130,19 @@ def find_shards(path: Path, size: int) -> Shards:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a number of atoms is not where it should be, or atoms are missing at the end.
+        ValueError: the file holds no structures, or one of them is incomplete, see `delimited`.
     """
-    digest, starts, k, at = hashlib.sha256(), [], 0, 0
+    starts, k, at = [], 0, 0
     with open(path, "rb") as file:
-        while first := file.readline(100):
-            where = f"{path.name}: structure {k}"
-            if not first.strip():
-                digest.update(first)
-                while rest := file.read(LONGEST_COMMENT):
-                    digest.update(rest)
-                    if rest.strip():
-                        raise ValueError(
-                            f"{path.name}: an empty line where structure {k} should begin"
-                        )
-                break
-            n_atoms = n_atoms_of(one_line(first.decode(errors="replace")), where)
-            if k % size == 0:
-                starts.append(at)
-            digest.update(first)
-            at += len(first)
-            for row in range(n_atoms + 1):
-                line = file.readline(LONGEST_COMMENT)
-                if not line:
-                    raise ValueError(f"{where} has {max(row - 1, 0)} of its {n_atoms} atoms")
-                digest.update(line)
-                at += len(line)
-            k += 1
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        try:
+            for k, _ in enumerate(delimited(file), start=1):
+                if (k - 1) % size == 0:
+                    starts.append(at)
+                at = file.tell()
+        except ValueError as error:
+            raise ValueError(f"{path.name}: {error}") from None
     if not k:
         raise ValueError(f"{path.name}: the file holds no structures")
-    return Shards(path, size, k, (*starts, at), digest.hexdigest())
+    return Shards(path, size, k, (*starts, at), sha256)

@@ -164,7 +164,7 @@ def test_shards_of_a_file():
     for damaged, message in (
         (text[:-200], "structure 9 has"),
         ("\n" + text, "empty line where structure 0"),
-        ("x\n" + text, "number of atoms should stand where many.xyz: structure 0 begins"),
+        ("x\n" + text, "many.xyz: the number of atoms should stand where structure 0 begins"),
         ("", "holds no structures"),
     ):
         Path("many.xyz").write_text(damaged)

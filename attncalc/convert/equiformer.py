@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from ase.data import chemical_symbols
-from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from attncalc.convert.inputs import (
     LARGEST_WEIGHTS,
     Options,
     Tree,
+    decoding,
     fill,
     read_options,
     species_of_table,
@@ -30,7 +30,6 @@ from attncalc.files.reading import read_whole
 from attncalc.nn.edge_products import PathIndex, TensorPath
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.potential import Potential
-from attncalc.text import one_line
 
 # Wigner 3j tensors whose sign changed from e3nn 0.4.4 to 0.5
 TURNED = {(1, 2, 2), (2, 1, 2), (2, 2, 1), (1, 3, 3), (3, 1, 3), (3, 3, 1)}
@@ -74,7 +73,9 @@ def equiformer(
         raise ValueError(f"std must be positive and mean finite, got {std} and {mean}")
     if mean and not (n_atoms and n_atoms > 0):
         raise ValueError("a mean energy needs n_atoms, the number of atoms of the molecule")
-    tree = Tree(Path(weights).name, _read_tensors(Path(weights)))
+    path = Path(weights)
+    with decoding(path, "a readable .safetensors"):
+        tree = Tree(path.name, tensors_of(read_whole(path, LARGEST_WEIGHTS)))
     options = Options(Path(config).name, read_options(Path(config)))
     sign = SIGNS[options.take("clebsch_gordan", tuple(SIGNS))]
     _drop_constants(tree, sign)
@@ -294,13 +295,3 @@ def _drop_constants(tree: Tree, sign: int) -> None:
                 )
         if "_w3j_" in name or name.endswith("output_mask") or not tensor.numel():
             del tree.left[name]
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    try:
-        return tensors_of(read_whole(path, LARGEST_WEIGHTS))
-    except (SafetensorError, ValueError, RuntimeError, TypeError, OverflowError) as error:
-        remark = one_line(error)
-        raise ValueError(f"{path.name}: not a readable .safetensors ({remark})") from None

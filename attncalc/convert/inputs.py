@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from attncalc.files.reading import read_whole
@@ -131,6 +133,22 @@ def _finite(value: float) -> bool:
     return abs(value) <= sys.float_info.max  # compared: an integer may be beyond any float
 
 
+@contextmanager
+def decoding(path: Path, kind: str) -> Iterator[None]:
+    """Turn errors of decoders inside into one line that starts with the file's name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or not of this kind.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        yield
+    except (SafetensorError, ValueError, RuntimeError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path.name}: not {kind} ({one_line(error)})") from None
+
+
 def read_options(path: Path) -> dict[str, Any]:
     """Read hyper-parameters from a JSON file.
 
@@ -138,12 +156,8 @@ def read_options(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is not one JSON object.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    try:
+    with decoding(path, "JSON"):
         options = json.loads(read_whole(path, LARGEST_OPTIONS))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name}: not JSON ({one_line(error)})") from None
     if not isinstance(options, dict):
         raise ValueError(f"{path.name}: expected one JSON object of hyper-parameters")
     return options

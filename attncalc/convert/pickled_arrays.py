@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from attncalc.convert.inputs import decoding
 from attncalc.files.reading import read_whole
-from attncalc.text import one_line
 
 # far above those of a network's parameters
 MOST_INSTRUCTIONS = 1_000_000
@@ -75,14 +75,9 @@ def read_pickled_arrays(path: Path, most: int) -> dict[str, NDArray[Any]]:
         FileNotFoundError: there is no such file.
         ValueError: it holds anything but nested dictionaries of arrays of numbers, or is damaged.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    try:
-        tree = _run(read_whole(path, most))
-        found: dict[str, NDArray[Any]] = {}
-        _flatten(tree, "", 0, found)
-    except ValueError as error:
-        raise ValueError(f"{path.name}: not a readable pickle ({one_line(error)})") from None
+    found: dict[str, NDArray[Any]] = {}
+    with decoding(path, "a readable pickle"):
+        _flatten(_run(read_whole(path, most)), "", 0, found)
     return found
 
 

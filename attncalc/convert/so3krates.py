@@ -21,6 +21,7 @@ from attncalc.convert.inputs import (
     LARGEST_WEIGHTS,
     Options,
     Tree,
+    decoding,
     fill,
     read_options,
     species_of_table,
@@ -38,7 +39,6 @@ from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
 from attncalc.nn.so3krates_sphc_config import NonlocalAttention
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential
-from attncalc.text import one_line
 
 
 def so3krates(
@@ -437,18 +437,12 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or holds a pickle.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    with open_regular(path) as file:
-        if not zipfile.is_zipfile(file):
-            raise ValueError(
-                f"{path.name}: not a readable .npz (cut off, or something else): download it again"
-            )
-        try:
+    with decoding(path, "a readable .npz"), open_regular(path) as file:
+        if zipfile.is_zipfile(file):
             found = read_arrays(file, always=LARGEST_WEIGHTS)
             if pickled := [name for name, array in found.items() if array is None]:
                 raise ValueError(f"array {pickled[0]!r} is a pickle")
-        except ValueError as error:
-            remark = one_line(error)
-            raise ValueError(f"{path.name}: not a readable .npz ({remark})") from None
-    return {name: array for name, array in found.items() if array is not None}
+            return {name: array for name, array in found.items() if array is not None}
+    raise ValueError(
+        f"{path.name}: not a readable .npz (cut off, or something else): download it again"
+    )

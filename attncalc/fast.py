@@ -223,8 +223,8 @@ def _lower_terms(given: Iterable[Any], device: str) -> list[nn.Module]:
 
 def _closed_forms(device: str) -> tuple[Any, Any]:
     """Return the classes for nuclear repulsion and for terms of longer range, None without one."""
-    if device == "cpu":
-        return FrozenZBL, FrozenLongRange if has_numba() else None
+    if device == "cpu" and has_numba():
+        return FrozenZBL, FrozenLongRange
     if device == "cuda" and has_triton():
         from attncalc.kernels.gpu.long_range import GPUFrozenLongRange  # need triton
         from attncalc.kernels.gpu.zbl import GPUFrozenZBL

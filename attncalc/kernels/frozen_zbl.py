@@ -1,4 +1,4 @@
-"""Nuclear repulsion with fixed parameters, in one compiled loop where numba is installed.
+"""Nuclear repulsion with fixed parameters, in one compiled loop.
 
 `FrozenZBL` equals `attncalc.physics.zbl.ZBLRepulsion` with the physnet cutoff function. Value and
 slope of a pair are written out, so autograd sees one operation instead of fifty.
@@ -6,18 +6,14 @@ slope of a pair are written out, so autograd sees one operation instead of fifty
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
-from attncalc.compiled import has_numba
 from attncalc.graph import Graph, LinearizedTerm
 
 
@@ -60,11 +56,12 @@ class FrozenZBL(nn.Module):
 
     def linearize(self, graph: Graph, outputs: Any) -> LinearizedTerm:
         """Return energies [n_atoms] eV, and dE / d vectors [n_edges, 3] of their sum."""
+        from attncalc.kernels import zbl_loop  # needs numba
+
         del outputs
         arrays = graph.arrays
         energies, gradient = np.zeros(len(arrays.species)), np.zeros((len(arrays.receivers), 3))
-        loop: Callable[..., None] = _loop() if has_numba() else repel
-        loop(*arrays[:6], *self.arguments, energies, gradient)
+        zbl_loop.repel(*arrays[:6], *self.arguments, energies, gradient)
         return LinearizedTerm(energies, gradient, {})
 
     def forward(self, graph: Graph, outputs: Any) -> Tensor:
@@ -88,54 +85,3 @@ class _Repel(torch.autograd.Function):
         i, j, gradient = ctx.saved_tensors
         factor = (d_energies[i] + d_energies[j]) / 2
         return gradient * factor.unsqueeze(1), None, None
-
-
-def repel(
-    vectors: NDArray[np.float64],
-    receivers: NDArray[np.int64],
-    senders: NDArray[np.int64],
-    mask: NDArray[np.bool_],
-    pairs: NDArray[np.int64],
-    species: NDArray[np.int64],
-    charges: NDArray[np.float64],
-    inverse_lengths: NDArray[np.float64],
-    exponents: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    cutoff: float,
-    switch_off: float,
-    energies: NDArray[np.float64],
-    gradient: NDArray[np.float64],
-) -> None:
-    """Do what `attncalc.kernels.zbl_loop.repel` does, for all close pairs at once."""
-    near = vectors[pairs]
-    lengths = np.sqrt((near * near).sum(1))
-    (close,) = np.nonzero((lengths < min(switch_off, cutoff)) & mask[pairs])
-    d, edges = lengths[close], pairs[close]
-    i, j = receivers[edges], senders[edges]
-    a, b = species[i], species[j]
-    rates = (inverse_lengths[a] + inverse_lengths[b])[:, None] * exponents
-    terms = np.exp(-rates * d[:, None]) * weights
-    screening, d_screening = terms.sum(1), -(rates * terms).sum(1)
-    s = d / cutoff
-    envelope = (1 - s) ** 3 * (1 + s * (3 + 6 * s))
-    d_envelope = (s * (1 - s)) ** 2 * (-30 / cutoff)
-    t = d / switch_off
-    # the logistic function by tanh, which does not overflow
-    switch = 0.5 * (1 + np.tanh(0.5 * (1 / t - 1 / (1 - t))))
-    d_switch = switch * (switch - 1) * (1 / (t * t) + 1 / (1 - t) ** 2) / switch_off
-    half = charges[a] * charges[b] / (2 * d)
-    energy = half * envelope * switch * screening
-    slope = half * (
-        (d_envelope * switch + envelope * d_switch) * screening + envelope * switch * d_screening
-    )
-    for atoms in (i, j):
-        energies += np.bincount(atoms, energy, len(energies))
-    gradient[edges] = (2 * (slope - energy / d) / d)[:, None] * near[close]
-
-
-@functools.cache
-def _loop() -> Callable[..., None]:
-    """Return the compiled loop, which is compiled at its first call and then kept in a file."""
-    from attncalc.kernels import zbl_loop
-
-    return zbl_loop.repel

@@ -91,6 +91,12 @@ def test_atoms_without_volume() -> None:
     assert all(found.isfinite().all() for found in by_loop(term, by_pairs, outputs))
 
 
+def test_without_numba_terms_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attncalc.fast.has_numba", lambda: False)
+    terms = [*TERMS["both"](CUTOFF), ZBLRepulsion(ZBLConfig(4.0), ELEMENTS)]
+    assert _lower_terms(terms, "cpu") == terms
+
+
 def test_which_terms_share_a_loop() -> None:
     electric, dispersive = TERMS["both"](CUTOFF)
     other = Dispersion(DispersionConfig(9.0), ELEMENTS)

@@ -1,11 +1,10 @@
-"""The repulsion with slopes written out is the plain one, with numba and without."""
+"""The repulsion with slopes written out is the plain one."""
 
 import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
 
-from attncalc.kernels import frozen_zbl
 from attncalc.kernels.frozen_zbl import FrozenZBL
 from attncalc.neighbors import VerletList
 from attncalc.physics.zbl import COULOMB_CONSTANT, SWITCH_OFF, ZBLConfig, ZBLRepulsion
@@ -22,14 +21,6 @@ def energies_and_gradient(term, graph):
     return energies.detach(), torch.autograd.grad((energies * weights).sum(), vectors)[0]
 
 
-@pytest.fixture(params=["numba", "numpy"])
-def loop(request, monkeypatch):
-    """Each way to evaluate it."""
-    if request.param == "numpy":
-        monkeypatch.setattr(frozen_zbl, "has_numba", lambda: False)
-
-
-@pytest.mark.usefixtures("loop")
 @pytest.mark.parametrize("capacity", [None, 256])
 @pytest.mark.parametrize("cutoff", [4.5, 1.2])
 def test_equals_the_plain_term(capacity, cutoff):

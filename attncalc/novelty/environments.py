@@ -91,10 +91,25 @@ class Environments:
                 f"the training environments are of {self.mean.shape[1]} features, and the network "
                 f"has {features.shape[1]}: calibrate the model again"
             )
+        if (loop := _loop()) is None:
+            self._look(features, graph, novelty)
+            return novelty
         edges = graph.vectors, graph.receivers, graph.senders, graph.edge_mask
         known = self.mean, self.whiten, self.centres, self.closest
-        _loop()(features, *known, MARGIN, *edges, species, novelty)
+        loop(features, *known, MARGIN, *edges, species, novelty)
         return novelty
+
+    def _look(self, features: Floats, graph: GraphArrays, out: NDArray[np.float64]) -> None:
+        """Compute the same as `attncalc.novelty.loop.look`, up to rounding, by numpy."""
+        species, i, mask = graph.species, graph.receivers, graph.edge_mask
+        for s in np.unique(species) if len(features) else ():
+            of_kind = species == s
+            coordinates = (features[of_kind] - self.mean[s]) @ self.whiten[s]
+            nearest = [np.linalg.norm(self.centres[s].T - x, axis=1).min() for x in coordinates]
+            out[of_kind] = np.maximum(out[of_kind], nearest)
+        edges = self.closest[species[i], species[graph.senders]]
+        closer = (edges - np.linalg.norm(graph.vectors, axis=1)) / MARGIN
+        np.maximum.at(out, i[mask], closer[mask])
 
 
 class Surroundings(NamedTuple):
@@ -134,35 +149,9 @@ def _as_array(features: Tensor | Floats | None) -> Floats | None:
 
 
 @functools.cache
-def _loop() -> Callable[..., None]:
-    """Return the compiled loop; without numba, the same in numpy."""
+def _loop() -> Callable[..., None] | None:
     if not has_numba():
-        return _look
+        return None
     from attncalc.novelty.loop import look
 
     return look
-
-
-def _look(
-    features: Floats,
-    mean: Floats,
-    whiten: Floats,
-    centres: Floats,
-    closest: NDArray[np.float64],
-    margin: float,
-    vectors: NDArray[np.float64],
-    receivers: NDArray[np.int64],
-    senders: NDArray[np.int64],
-    mask: NDArray[np.bool_],
-    species: NDArray[np.int64],
-    out: NDArray[np.float64],
-) -> None:
-    """Compute the same as `attncalc.novelty.loop.look`, up to rounding, by numpy."""
-    for s in np.unique(species) if len(features) else ():
-        of_kind = species == s
-        coordinates = (features[of_kind] - mean[s]) @ whiten[s]
-        nearest = [np.linalg.norm(centres[s].T - x, axis=1).min() for x in coordinates]
-        out[of_kind] = np.maximum(out[of_kind], nearest)
-    edges = closest[species[receivers], species[senders]]
-    closer = (edges - np.linalg.norm(vectors, axis=1)) / margin
-    np.maximum.at(out, receivers[mask], closer[mask])

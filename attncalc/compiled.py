@@ -37,6 +37,18 @@ def has_triton() -> bool:
     return True
 
 
+@functools.cache
+def cpu_loops(module: str, trial: Callable[[Any], None] | None = None) -> Any:
+    """Return a module of Numba's loops; None without Numba, or if it does not run.
+
+    Args:
+        module: its full name.
+        trial: called with the module; calls loops once, on small arrays. Without a trial, they are
+            compiled at their first call.
+    """
+    return _tried(module, trial) if has_numba() else None
+
+
 def gpu_kernels(module: str, trial: Callable[[Any], None]) -> Any | None:
     """Return a module of Triton kernels; None without Triton, or if it fails to compile them.
 
@@ -44,15 +56,18 @@ def gpu_kernels(module: str, trial: Callable[[Any], None]) -> Any | None:
         module: its full name.
         trial: called with the module; launches its kernels once, on small arrays.
     """
-    if not has_triton():
-        return None
+    return _tried(module, trial) if has_triton() else None
+
+
+def _tried(module: str, trial: Callable[[Any], None] | None) -> Any | None:
     try:
-        kernels = importlib.import_module(module)
-        trial(kernels)
+        loops = importlib.import_module(module)
+        if trial is not None:
+            trial(loops)
     except Exception as reason:  # a compiler that fails must not stop the simulation
         log.warning("%s does not run here (%s)", module, reason)
         return None
-    return kernels
+    return loops
 
 
 def compiled_loop(

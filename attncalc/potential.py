@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attncalc.compiled import gpu_kernels, has_numba
+from attncalc.compiled import cpu_loops, gpu_kernels, has_numba
 from attncalc.graph import (
     ALL_PAIRS,
     OUTPUTS,
@@ -765,7 +765,8 @@ def _assemble_by_loop(
     parts: Sequence[tuple[Graph, NDArray[np.float64]]],
     gradients: EdgeGradients,
 ) -> Result:
-    n_systems, system_idx, loop = graph.n_systems, graph.arrays.system_idx, assemble_loop()
+    n_systems, system_idx = graph.n_systems, graph.arrays.system_idx
+    loop = cpu_loops("attncalc.kernels.assemble_loop").assemble
     forces, strain_gradient = np.zeros((len(energies), 3)), np.zeros((n_systems, 3, 3))
     for edges, gradient in parts:
         vectors, receivers, senders, *_ = edges.arrays
@@ -778,14 +779,6 @@ def _assemble_by_loop(
     others = {name: np.asarray(value) for name, value in gradients.others.items()}
     arrays = ResultArrays(energy, energies, forces, strain_gradient, **others)
     return ResultOfArrays.of(arrays, surroundings=gradients.surroundings)
-
-
-@functools.cache
-def assemble_loop() -> Callable[..., None]:
-    """Return the compiled loop of `assemble` on the CPU."""
-    from attncalc.kernels.assemble_loop import assemble
-
-    return assemble
 
 
 def _same_weights(one: Potential, other: Potential) -> bool:

@@ -60,6 +60,9 @@ EXEMPT = frozenset({"__init__", "__main__"})
 
 ROOT = "attncalc itself"
 
+# functions whose first argument is the name of a module
+IMPORTING = ("import_module", "__import__", "cpu_loops", "gpu_kernels")
+
 
 def module_of(file: Path, package: Path) -> str:
     return file.relative_to(package).parts[0].removesuffix(".py")
@@ -79,7 +82,7 @@ def imported_names(file: Path, package: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.Call) and node.args:  # import_module("attncalc.md")
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             argument = node.args[0]
-            if name in ("import_module", "__import__") and isinstance(argument, ast.Constant):
+            if name in IMPORTING and isinstance(argument, ast.Constant):
                 yield node.lineno, str(argument.value)
 
 

@@ -130,7 +130,7 @@ def test_errors_are_those_of_other_lists() -> None:
 
 
 def test_without_numba_the_list_is_matscipys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[pair_list.__module__], "_loop", lambda: None)
+    monkeypatch.setattr(sys.modules[pair_list.__module__], "cpu_loops", lambda _: None)
     system = System.from_ase(triclinic())
     verlet = VerletList.create(cutoff=5.0, skin=0.5, species=ELEMENTS, by_pairs=True)
     listed = verlet.update(system)[0].listed

@@ -17,7 +17,7 @@ from attncalc.system import System
 ELEMENTS = (1, 6, 8, 29)
 
 
-LOOP = reuse._loop  # what it is where the fixture has put nothing in its place
+LOOPS = reuse.cpu_loops  # what it is where the fixture has put nothing in its place
 
 
 @pytest.fixture(scope="module", autouse=True, params=["compiled", "plain"])
@@ -25,7 +25,7 @@ def pass_over_the_list(request):
     """Every test here with and without the compiled pass of `attncalc.neighbors.reuse`."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "plain":
-            patch.setattr(reuse, "_loop", lambda: None)
+            patch.setattr(reuse, "cpu_loops", lambda *_: None)
         yield
 
 
@@ -192,14 +192,14 @@ def test_atoms_moved_in_place_are_noticed():
 
 @pytest.mark.parametrize("case", [name for name in CASES if name != "batch"])
 def test_compiled_pass_gives_the_plain_graph(case, monkeypatch):
-    monkeypatch.setattr(reuse, "_loop", LOOP)
+    monkeypatch.setattr(reuse, "cpu_loops", LOOPS)
     random = np.random.default_rng(2)
     verlet, _ = empty_list(skin=2.0).update(System.from_ase(CASES[case]()))
     for _ in range(5):
         system = shaken(verlet.listed.reference, random, step=0.1, strain=0.0)
         compiled = verlet._reused_graph(system, verlet.listed)
         with monkeypatch.context() as patch:
-            patch.setattr(reuse, "_loop", lambda: None)
+            patch.setattr(reuse, "cpu_loops", lambda *_: None)
             assert verlet._reused_graph(system, verlet.listed) is None
             updated, plain = verlet.update(system)
         assert updated.n_rebuilds == 1
@@ -225,8 +225,8 @@ def test_a_compiler_that_fails_does_not_end_the_simulation(monkeypatch, caplog):
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr(reuse_loop, "near_edges", fail)
-    monkeypatch.setattr(reuse, "_loop", LOOP)
-    LOOP.cache_clear()
+    monkeypatch.setattr(reuse, "cpu_loops", LOOPS)
+    LOOPS.cache_clear()
     try:
         system = System.from_ase(molecule("CH3CH2OH"))
         verlet, built = empty_list().update(system)
@@ -236,7 +236,7 @@ def test_a_compiler_that_fails_does_not_end_the_simulation(monkeypatch, caplog):
         torch.testing.assert_close(graph.vectors, built.vectors)
         assert caplog.text.count("does not run here (no compiler here)") == 1
     finally:
-        LOOP.cache_clear()
+        LOOPS.cache_clear()
 
 
 def test_wrapping_atoms_into_the_cell_mid_run():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from ase import units
 from torch import Tensor
 
-from attncalc.compiled import gpu_kernels, has_numba
+from attncalc.compiled import cpu_loops, gpu_kernels
 from attncalc.md.noise import RESCALING
 from attncalc.md.state import MDState
 from attncalc.system import System
@@ -28,8 +27,8 @@ _NONE = np.zeros(0, bool)
 
 def kick_drift(state: MDState, time: float) -> MDState | None:
     """B for half of the time, A for all of it."""
-    if _on_the_cpu(state):
-        positions, momenta = _loops().kick_drift(*_arrays(state), time)
+    if (loops := _loops(state)) is not None:
+        positions, momenta = loops.kick_drift(*_arrays(state), time)
         system = state.system.with_positions(torch.from_numpy(positions))
         return state.replace(system=system, momenta=torch.from_numpy(momenta))
     return _on_a_gpu(state, time, 1.0, 0.0, None)
@@ -48,9 +47,9 @@ def kick_drift_thermalize_drift(
     """
     kept = math.exp(-friction * time)
     renewed = units.kB * (1 - kept * kept)
-    if not _on_the_cpu(state):
+    if (loops := _loops(state)) is None:
         return _on_a_gpu(state, time, kept, renewed, temperature)
-    positions, momenta, heat = _loops().kick_drift_thermalize_drift(
+    positions, momenta, heat = loops.kick_drift_thermalize_drift(
         *_arrays(state),
         time,
         kept,
@@ -81,11 +80,11 @@ def rescale_at_once(
         temperature: [n_systems] or [1] K.
         relaxation: ASE time units.
     """
-    if not _on_the_cpu(state):
+    if (loops := _loops(state)) is None:
         return None
     kept = math.exp(-time / relaxation)
     positions, momenta, _, masses, fixed = _arrays(state)
-    momenta, heat = _loops().rescale(
+    momenta, heat = loops.rescale(
         positions,
         momenta,
         masses,
@@ -105,12 +104,11 @@ def rescale_at_once(
     return state.replace(momenta=torch.from_numpy(momenta), heat=torch.from_numpy(heat))
 
 
-def _on_the_cpu(state: MDState) -> bool:
-    return (
-        state.momenta.device.type == "cpu"
-        and isinstance(state.step, int)  # a tensor while steps are recorded
-        and has_numba()
-    )
+def _loops(state: MDState) -> Any:
+    # steps are tensors while they are recorded
+    if state.momenta.device.type != "cpu" or not isinstance(state.step, int):
+        return None
+    return cpu_loops("attncalc.md.loops")
 
 
 def _arrays(state: MDState) -> tuple[np.ndarray, ...]:
@@ -118,14 +116,6 @@ def _arrays(state: MDState) -> tuple[np.ndarray, ...]:
     tensors = (state.system.positions, state.momenta, state.forces, state.masses)
     fixed = _NONE if state.fixed is None else state.fixed.numpy()
     return *(tensor.numpy() for tensor in tensors), fixed
-
-
-@functools.cache
-def _loops() -> ModuleType:
-    """Return the loops, which are compiled at their first call and cached on the disk."""
-    from attncalc.md import loops
-
-    return loops
 
 
 def _on_a_gpu(

@@ -10,18 +10,15 @@ so noise does not depend on the rest of a batch, on chunks, or on interruptions 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncalc.compiled import has_numba
+from attncalc.compiled import cpu_loops
 
 LOW_32_BITS = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -62,10 +59,11 @@ def normal_noise(
         atom_in_system: [n_atoms], int64: counted from 0 in every system.
         purpose: another value gives other numbers within the same step.
     """
-    if system_idx.device.type == "cpu" and isinstance(step, int) and has_numba():
+    on_the_cpu = system_idx.device.type == "cpu" and isinstance(step, int)
+    if on_the_cpu and (loops := cpu_loops("attncalc.md.loops")) is not None:
         noise = np.empty((len(system_idx), 3))
         arrays = (replicas, system_idx, atom_in_system)
-        _loop()(seed, step, purpose, *(tensor.numpy() for tensor in arrays), noise)
+        loops.fill_normal(seed, step, purpose, *(tensor.numpy() for tensor in arrays), noise)
         return torch.from_numpy(noise)
     key = (torch.full_like(system_idx, seed), replicas[system_idx])
     if isinstance(step, Tensor):
@@ -102,11 +100,3 @@ def philox(
         a, b, c, d = high_cd ^ b ^ k, low_cd, high_ab ^ d ^ l, low_ab
         k, l = (k + KEY_STEPS[0]) & LOW_32_BITS, (l + KEY_STEPS[1]) & LOW_32_BITS
     return a, b, c, d
-
-
-@functools.cache
-def _loop() -> Callable[..., Any]:
-    """Return the loop, which is compiled at its first call and cached on the disk."""
-    from attncalc.md import loops
-
-    return loops.fill_normal

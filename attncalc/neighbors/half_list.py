@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncalc.compiled import has_numba
+from attncalc.compiled import cpu_loops
 from attncalc.graph import GraphArrays, GraphOfArrays
 from attncalc.neighbors.reuse import Seen
 from attncalc.neighbors.search import edge_order
@@ -153,23 +152,7 @@ def pairs_hold(system: System, reference: System, seen: Seen, *, skin: float) ->
         seen: memory of tensors that were equal to the reference's; it is updated.
         skin: Å.
     """
-    if (
-        system.device.type != "cpu"
-        or system.n_systems > 1
-        or system.positions.shape != reference.positions.shape
-        or system.positions.requires_grad
-        or system.cell.requires_grad
-        or (loop := _loop()) is None
-        or not seen.equal(system, reference)
-    ):
+    loops = cpu_loops("attncalc.neighbors.reuse_loop")
+    if loops is None or not seen.at_other_positions(system, reference):
         return None
-    return not loop(system.positions.numpy(), reference.positions.numpy(), skin / 2)
-
-
-@functools.cache
-def _loop() -> Callable[..., bool] | None:
-    if not has_numba():
-        return None
-    from attncalc.neighbors.reuse_loop import moved_further
-
-    return moved_further
+    return not loops.moved_further(system.positions.numpy(), reference.positions.numpy(), skin / 2)

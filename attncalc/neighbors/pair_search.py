@@ -6,14 +6,12 @@ box of 1,536 atoms of water is one bin, and the list takes as long as ten steps 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attncalc.compiled import has_numba
+from attncalc.compiled import cpu_loops
 from attncalc.neighbors.half_list import ListedPairs, numbered
 from attncalc.neighbors.search import MIN_DISTANCE, SEARCH_MARGIN, bounding_cell, check_search
 from attncalc.system import System
@@ -40,7 +38,7 @@ def pair_list(system: System, cutoff: float) -> ListedPairs | None:
         ValueError: the cutoff is not positive, or a position is not finite.
     """
     check_search(system, cutoff)
-    if (loop := _loop()) is None:
+    if (loops := cpu_loops("attncalc.neighbors.pair_search_loop")) is None:
         return None
     reach = cutoff + SEARCH_MARGIN
     cells, origins = (tensor.numpy() for tensor in bounding_cell(system))
@@ -50,7 +48,8 @@ def pair_list(system: System, cutoff: float) -> ListedPairs | None:
     for k in range(system.n_systems):
         here = slice(bounds[k], bounds[k + 1])
         given = _in_bins(positions[here], cells[k], origins[k], pbc[k], reach)
-        *parts, shortest = loop(*given, pbc[k], np.ascontiguousarray(cells[k]), reach, bounds[k])
+        box = (pbc[k], np.ascontiguousarray(cells[k]), reach)
+        *parts, shortest = loops.find_pairs(*given, *box, bounds[k])
         if shortest < MIN_DISTANCE**2:
             return None
         found.append(parts)
@@ -78,12 +77,3 @@ def _in_bins(
     # a little more, since rounding may put an atom beside its bin
     within = np.ceil(reach * n_bins / heights + 1e-6).astype(np.int64)
     return positions - wraps @ cell, wraps.astype(np.int64), bins, n_bins, within
-
-
-@functools.cache
-def _loop() -> Callable[..., Any] | None:
-    if not has_numba():
-        return None
-    from attncalc.neighbors.pair_search_loop import find_pairs
-
-    return find_pairs

@@ -7,9 +7,6 @@ returns None for everything else, including unusual structures and errors.
 
 from __future__ import annotations
 
-import functools
-import logging
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncalc.compiled import has_numba
+from attncalc.compiled import cpu_loops
 from attncalc.graph import GraphArrays
 from attncalc.neighbors.search import MIN_DISTANCE
 from attncalc.system import System
-
-log = logging.getLogger(__name__)
 
 
 class LoopInputs(NamedTuple):
@@ -58,7 +53,21 @@ class Seen:
         self._tensors: tuple[Tensor, ...] = ()
         self._versions: tuple[int, ...] = ()
 
-    def equal(self, system: System, reference: System) -> bool:
+    def at_other_positions(self, system: System, reference: System) -> bool:
+        """Return True for one structure on the CPU that differs from `reference` by positions only.
+
+        None of its tensors may require gradients.
+        """
+        return (
+            system.device.type == "cpu"
+            and system.n_systems == 1
+            and system.positions.shape == reference.positions.shape
+            and not system.positions.requires_grad
+            and not system.cell.requires_grad
+            and self._equal(system, reference)
+        )
+
+    def _equal(self, system: System, reference: System) -> bool:
         """Return True if `system` has cell, boundary conditions and elements of `reference`."""
         now = (system.cell, system.pbc, system.atomic_numbers)
         if any(map(Tensor.is_inference, now)):  # inference tensors have no version
@@ -99,18 +108,11 @@ def reused_edges(
         has_images: whether any cell shift is not zero.
         cutoff, skin: Å.
     """
-    positions = system.positions
-    if (
-        positions.device.type != "cpu"
-        or system.n_systems > 1
-        or positions.requires_grad
-        or system.cell.requires_grad
-        or (loop := _loop()) is None
-        or not seen.equal(system, reference)
-    ):
+    loops = cpu_loops("attncalc.neighbors.reuse_loop", _without_edges)
+    if loops is None or not seen.at_other_positions(system, reference):
         return None
-    holds, *of_edges = loop(
-        positions.numpy(),
+    holds, *of_edges = loops.near_edges(
+        system.positions.numpy(),
         inputs.reference,
         skin / 2,  # two atoms that approach each other may use up the skin
         inputs.rows,
@@ -125,17 +127,6 @@ def reused_edges(
     return GraphArrays._make((*of_edges, inputs.species, inputs.system_idx))
 
 
-@functools.cache
-def _loop() -> Callable[..., tuple[Any, ...]] | None:
-    """Return the loop, compiled by a call for a list without edges; None if that fails."""
-    if not has_numba():
-        return None
-    try:
-        from attncalc.neighbors import reuse_loop
-
-        one, none = np.zeros((1, 3)), np.zeros((3, 0), np.int64)
-        reuse_loop.near_edges(one, one, 0.0, none, none.T, np.eye(3)[None], False, 1.0, 0.0)
-    except Exception as reason:  # a compiler that fails must not stop the simulation
-        log.warning("the compiled pass over neighbour lists does not run here (%s)", reason)
-        return None
-    return reuse_loop.near_edges
+def _without_edges(loops: Any) -> None:
+    one, none = np.zeros((1, 3)), np.zeros((3, 0), np.int64)
+    loops.near_edges(one, one, 0.0, none, none.T, np.eye(3)[None], False, 1.0, 0.0)

@@ -15,7 +15,6 @@ The novelty of an atom is the larger of two numbers, and 1 is the edge of the tr
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncalc.compiled import has_numba
+from attncalc.compiled import cpu_loops
 from attncalc.graph import Graph, GraphArrays
 
 Floats = NDArray[np.float32]
@@ -91,12 +90,12 @@ class Environments:
                 f"the training environments are of {self.mean.shape[1]} features, and the network "
                 f"has {features.shape[1]}: calibrate the model again"
             )
-        if (loop := _loop()) is None:
+        if (loops := cpu_loops("attncalc.novelty.loop")) is None:
             self._look(features, graph, novelty)
             return novelty
         edges = graph.vectors, graph.receivers, graph.senders, graph.edge_mask
         known = self.mean, self.whiten, self.centres, self.closest
-        loop(features, *known, MARGIN, *edges, species, novelty)
+        loops.look(features, *known, MARGIN, *edges, species, novelty)
         return novelty
 
     def _look(self, features: Floats, graph: GraphArrays, out: NDArray[np.float64]) -> None:
@@ -146,12 +145,3 @@ def _as_array(features: Tensor | Floats | None) -> Floats | None:
     if features is None or isinstance(features, np.ndarray):
         return features
     return features.detach().to(torch.float32).cpu().numpy()
-
-
-@functools.cache
-def _loop() -> Callable[..., None] | None:
-    if not has_numba():
-        return None
-    from attncalc.novelty.loop import look
-
-    return look

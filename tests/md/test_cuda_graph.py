@@ -56,8 +56,9 @@ WAITS = (
 @pytest.fixture(autouse=True)
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing compiled for the CPU, which would round differently."""
-    for module in (noise, fused_steps, potential_module):
-        monkeypatch.setattr(module, "has_numba", lambda: False)
+    for module in (noise, fused_steps):
+        monkeypatch.setattr(module, "cpu_loops", lambda _: None)
+    monkeypatch.setattr(potential_module, "has_numba", lambda: False)
     monkeypatch.setattr("attncalc.evaluator.lower", lambda potential: potential)
 
 

@@ -20,7 +20,7 @@ from attncalc.calibrate import MOST_ATOMS, MOST_STRUCTURES, calibrate, some_of
 from attncalc.fast import lower
 from attncalc.graph import GraphArrays
 from attncalc.nn.so3krates import So3krates
-from attncalc.novelty import Sample, environments, fit
+from attncalc.novelty import Sample, environments, fit, loop
 from attncalc.novelty.environments import MARGIN, NEVER_SEEN
 from attncalc.potential import Committee, Potential, evaluate
 from attncalc.result import Result
@@ -102,7 +102,7 @@ def test_numpy_gives_what_the_loop_gives(
         potential = taught_many(monkeypatch)
     atoms.numbers[:] = np.resize([6, 1, 8], len(atoms))
     compiled = novelty_of(potential, [atoms, *frames(3)])
-    monkeypatch.setattr(environments, "_loop", lambda: None)
+    monkeypatch.setattr(environments, "cpu_loops", lambda _: None)
     assert novelty_of(potential, [atoms, *frames(3)]) == pytest.approx(compiled, rel=1e-4)
 
 
@@ -176,9 +176,9 @@ def test_nothing_is_computed_before_somebody_asks(
     potential: Potential, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    loop = environments._loop()
-    counted = lambda: lambda *arguments: (calls.append(1), loop(*arguments))  # noqa: E731
-    monkeypatch.setattr(environments, "_loop", counted)
+    look = loop.look
+    counted = lambda *arguments: (calls.append(1), look(*arguments))  # noqa: E731
+    monkeypatch.setattr(loop, "look", counted)
     calculator = Evaluator(potential)
     result = calculator(System.from_ase(ethanol()))
     assert not calls

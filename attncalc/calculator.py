@@ -24,8 +24,8 @@ from attncalc.graph import ALL_PAIRS
 from attncalc.heat_flux import Flux, HeatFlux
 from attncalc.hessian import hessian, hessian_by_differences
 from attncalc.model_file import DEFAULT_MODEL, load, model_name, named_device
-from attncalc.nn.options import one_of, positive
 from attncalc.novelty import OUTSIDE, Outsider, outsider
+from attncalc.options import one_of, positive
 from attncalc.potential import Committee, Potential
 from attncalc.result import Result, by_structure, has_volume, volumes
 from attncalc.structures import require_finite

@@ -19,7 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("system", "ops", "sample_structures", "compiled", "files", "names"),
-            *("late_import", "recompute", *("signals", "recording"), "text"),
+            *("late_import", "options", "recompute", *("signals", "recording"), "text"),
         }
     ),
     frozenset({"neighbors", "graph", "basis"}),

@@ -599,7 +599,7 @@ HEADER_ERRORS = {
     ),
     "cutoff of a pair term beyond floats": (
         lambda h, t: h["pair_terms"][0]["config"].update(cutoff=10**400),
-        "config of 'zbl': cutoff must be positive and finite",
+        "config of 'zbl': cutoff must be finite",
     ),
     "cutoff too small for the basis": (
         lambda h, t: h["config"].update(cutoff=1e-18, radial_basis="physnet"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from attncalc.files.reading import read_whole
-from attncalc.nn.options import positive, whole_number
+from attncalc.options import finite_number, positive, whole_number
 from attncalc.text import one_line
 
 # bytes; published weights take megabytes, their hyper-parameters less than a page
@@ -97,8 +96,7 @@ class Options:
     def number(self, name: str) -> float:
         """Return an option that is a finite number."""
         value = self.value(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
-            raise ValueError(f"{self.file}: {name} must be a finite number, got {value!r}")
+        self._check(finite_number, name, value)
         return float(value)
 
     def positive(self, name: str) -> float:
@@ -127,10 +125,6 @@ class Options:
         """Raise ValueError for options that were not used."""
         if self.left:
             raise ValueError(f"{self.file}: unknown hyper-parameters {sorted(self.left)}")
-
-
-def _finite(value: float) -> bool:
-    return abs(value) <= sys.float_info.max  # compared: an integer may be beyond any float
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from attncalc.data.dataset import Dataset
-from attncalc.nn.options import whole_number
+from attncalc.options import whole_number
 
 # successive structures that are compared, and the fewest that say something
 COMPARED, FEWEST_COMPARED = 200, 10

@@ -13,7 +13,7 @@ from scipy.spatial.distance import pdist
 
 from attncalc.data.dataset import Dataset
 from attncalc.neighbors import neighbor_list
-from attncalc.nn.options import cutoff_radius
+from attncalc.options import cutoff_radius
 from attncalc.result import has_volume
 from attncalc.system import System, charge_and_spin
 

@@ -23,7 +23,6 @@ exp(-(U + P₀ V) / kB T):
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -42,7 +41,7 @@ from attncalc.md.start import AtTemperature
 from attncalc.md.state import FLOATS, MDState, Stored
 from attncalc.md.time_unit import check_relaxation, check_timestep
 from attncalc.neighbors import ImpossiblePositions
-from attncalc.nn.options import positive
+from attncalc.options import finite_number, positive
 from attncalc.potential import Potential
 from attncalc.result import Result, volumes
 from attncalc.system import System
@@ -136,8 +135,7 @@ class CellRescaling(AtTemperature):
         check_relaxation("relaxation", self.relaxation)
         check_relaxation("cell_relaxation", self.cell_relaxation)
         positive("compressibility", self.compressibility)
-        if not math.isfinite(self.pressure):
-            raise ValueError(f"pressure must be a finite number, got {self.pressure!r}")
+        finite_number("pressure", self.pressure)
         object.__setattr__(self, "temperature", plain_temperatures(self.temperature))
 
     @classmethod

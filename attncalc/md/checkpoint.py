@@ -28,7 +28,7 @@ from attncalc.md.integrators import INTEGRATORS
 from attncalc.md.noise import LOW_32_BITS
 from attncalc.md.state import FLAGS, FLOATS, WHOLE, MDState, Stored
 from attncalc.model_header import digest_of
-from attncalc.nn.options import positive
+from attncalc.options import positive, whole_number
 from attncalc.system import System, charge_and_spin, check_structure
 from attncalc.text import one_line
 
@@ -211,8 +211,9 @@ def _restart(header: dict[str, Any], tensors: dict[str, Tensor], device: torch.d
     _check_numbers(tensors, stored)
     system = System(**{name: tensors[f"system.{name}"] for name in _SYSTEM})
     of_state: dict[str, Any] = {one.name: tensors.get(one.name) for one in kind.stored}
-    step = _integer("step", header["step"], LARGEST_STEP)
-    seed = _integer("seed", header["seed"], LOW_32_BITS)
+    step, seed = header["step"], header["seed"]
+    whole_number("step", step, 0, LARGEST_STEP)
+    whole_number("seed", seed, 0, LOW_32_BITS)
     state = kind(system=system, step=step, seed=seed, **of_state)
     _check_atoms(state)
     several = getattr(integrator, "temperature", None)
@@ -283,9 +284,3 @@ def _integrator(header: dict[str, Any]) -> Integrator:
         positive(name, value)
         object.__setattr__(integrator, name, value)
     return integrator
-
-
-def _integer(name: str, value: object, largest: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= largest:
-        raise ValueError(f"{name} must be an integer from 0 to {largest}, got {value!r}")
-    return value

@@ -44,6 +44,7 @@ from attncalc.md.h5md import (
 )
 from attncalc.md.integrator import Column, Integrator, own_columns
 from attncalc.md.state import MDState
+from attncalc.options import whole_number
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +94,7 @@ class H5MDWriter(Callback):
         write: Sequence[str] = (),
         also: Sequence[Column] = (),
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every must be a positive integer, got {every!r}")
+        whole_number("every", every, 1)
         # resolved, so that a symbolic link is kept when its target is replaced
         self.path, self.every, self.author = Path(path).resolve(), every, author
         self.write = checked_names(write)

@@ -15,7 +15,7 @@ from attncalc.md.inputs import Start
 from attncalc.md.log_file import SPREAD
 from attncalc.md.settings import Settings
 from attncalc.md.state import MDState
-from attncalc.nn.options import positive
+from attncalc.options import positive
 from attncalc.potential import Potential
 from attncalc.system import System
 

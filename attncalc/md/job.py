@@ -27,13 +27,14 @@ from attncalc.md.integrator import Column, Integrator
 from attncalc.md.integrators import integrator_of
 from attncalc.md.log import Log
 from attncalc.md.log_file import NOVELTY, LogSummary
-from attncalc.md.settings import Settings, is_integer
+from attncalc.md.settings import Settings
 from attncalc.md.simulation import run
 from attncalc.md.state import MDState
 from attncalc.md.velocities import runaway
 from attncalc.md.watch import EVERY, AlsoEvery, BondWatch, Watch, novelty_columns
 from attncalc.md.with_ase import Frames, no_start
 from attncalc.model_header import DTYPES
+from attncalc.options import positive, whole_number
 from attncalc.potential import MOST_THREADS
 from attncalc.system import System
 from attncalc.text import one_line
@@ -146,19 +147,17 @@ def _checked(restart: Restart) -> Settings:
         TypeError, ValueError: an entry is missing, of another type or out of range.
     """
     settings, info = Settings.from_stored(restart.info["settings"]), restart.info
-    n_dof, threads, dtype = info.get("n_dof"), info.get("threads"), info.get("dtype")
-    cutoff = info.get("long_range_cutoff")
+    threads, dtype, cutoff = map(info.get, ("threads", "dtype", "long_range_cutoff"))
     for name in ("model", "checksum", "title"):
         if not isinstance(info.get(name), str):
             raise ValueError(f"{name} must be a text, got {info.get(name)!r}")
-    if not is_integer(n_dof) or n_dof < 1:
-        raise ValueError(f"n_dof must be a positive integer, got {n_dof!r}")
-    if threads is not None and (not is_integer(threads) or not 1 <= threads <= MOST_THREADS):
-        raise ValueError(f"threads must be an integer from 1 to {MOST_THREADS}, got {threads!r}")
+    whole_number("n_dof", info.get("n_dof"), 1)
+    if threads is not None:
+        whole_number("threads", threads, 1, MOST_THREADS)
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if cutoff is not None and (not isinstance(cutoff, float) or not cutoff > 0):
-        raise ValueError(f"long_range_cutoff must be a positive number of Å, got {cutoff!r}")
+    if cutoff is not None:
+        positive("long_range_cutoff", cutoff)
     if restart.integrator != integrator_of(settings):
         raise ValueError("its settings are not those of its integrator")
     return settings

@@ -14,8 +14,8 @@ from attncalc.md.inputs import Structures, as_list, fixed_atoms, mask_of
 from attncalc.md.optimizers import OPTIMIZERS, Optimizer, longest_of
 from attncalc.md.velocities import MOST_STEPS
 from attncalc.neighbors import ImpossiblePositions
-from attncalc.nn.options import one_of, positive, whole_number
 from attncalc.ops import segment_sum
+from attncalc.options import one_of, positive, whole_number
 from attncalc.potential import Potential
 from attncalc.result import Result
 from attncalc.system import System

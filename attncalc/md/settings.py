@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from numbers import Integral, Real
-from typing import Any, TypeGuard
+from typing import Any
 
 from ase import units
 
@@ -14,7 +12,7 @@ from attncalc.md.extra_results import checked_names
 from attncalc.md.noise import LOW_32_BITS
 from attncalc.md.time_unit import check_friction, check_relaxation, check_timestep
 from attncalc.md.velocities import MOST_STEPS
-from attncalc.nn.options import whole_number
+from attncalc.options import finite_number, one_of, positive, true_or_false, whole_number
 
 ENSEMBLES = ("nve", "nvt", "npt")
 
@@ -81,38 +79,19 @@ class Settings:
         return {**asdict(self), "time": "ASE"}
 
     def __post_init__(self) -> None:
-        if self.ensemble not in ENSEMBLES:
-            raise ValueError(f"ensemble must be {', '.join(ENSEMBLES)}, got {self.ensemble!r}")
-        for name in ("n_steps", "every"):
-            if not is_integer(value := getattr(self, name)) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-            whole_number(name, value, 1, MOST_STEPS)
+        one_of("ensemble", self.ensemble, ENSEMBLES)
+        whole_number("n_steps", self.n_steps, 1, MOST_STEPS)
+        whole_number("every", self.every, 1, MOST_STEPS)
         # the range of the noise of attncalc's integrators, so that a seed is valid for ASE's, too
-        if not is_integer(self.seed) or not 0 <= self.seed <= LOW_32_BITS:
-            raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {self.seed!r}")
+        whole_number("seed", self.seed, 0, LOW_32_BITS)
         check_timestep(self.timestep)
         check_friction(self.friction)
-        if not _is_finite(self.temperature) or self.temperature <= 0:
-            raise ValueError(f"temperature must be positive and finite, got {self.temperature!r}")
-        if not _is_finite(self.pressure):
-            raise ValueError(f"pressure must be a finite number, got {self.pressure!r}")
+        positive("temperature", self.temperature)
+        finite_number("pressure", self.pressure)
         if not isinstance(self.thermostat, str):
             raise ValueError(f"thermostat must be a name, got {self.thermostat!r}")
         check_relaxation("relaxation", self.relaxation)
         check_relaxation("cell_relaxation", self.cell_relaxation)
-        if not _is_finite(self.compressibility) or self.compressibility <= 0:
-            raise ValueError(f"compressibility must be positive, got {self.compressibility!r}")
-        if not isinstance(self.isotropic, bool):
-            raise ValueError(f"isotropic must be true or false, got {self.isotropic!r}")
+        positive("compressibility", self.compressibility)
+        true_or_false("isotropic", self.isotropic)
         object.__setattr__(self, "write", checked_names(self.write))
-
-
-def is_integer(value: object) -> TypeGuard[int]:
-    """Return True if a value is a whole number, and not a bool."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_finite(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return False
-    return -math.inf < value < math.inf  # type: ignore[operator]  # as in nn.options

@@ -19,7 +19,7 @@ from attncalc.md.state import MDState
 from attncalc.md.velocities import MOST_STEPS, n_conserved
 from attncalc.md.with_ase import ADVICE, no_start
 from attncalc.neighbors import ImpossiblePositions
-from attncalc.nn.options import whole_number
+from attncalc.options import whole_number
 from attncalc.potential import Potential
 from attncalc.result import Result
 from attncalc.signals import ctrl_c_in_loops, finished_before_ctrl_c

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from scipy import constants, fft
 
 from attncalc.md.h5md import DIPOLE, VELOCITY, StoredSystem, clock, described, opened
+from attncalc.options import positive
 
 Floats = NDArray[np.float64]
 
@@ -147,8 +148,8 @@ def spectrum_of(
             nothing moves.
     """
     for name, value in (("resolution", resolution), ("highest", highest)):
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value:g}")
+        if value is not None:
+            positive(name, value)
     with opened(path) as file:
         chosen = _chosen(described(file), system, path)
         steps, times = clock(file, chosen)

@@ -18,7 +18,7 @@ from attncalc.md.integrator import of_systems
 from attncalc.md.noise import LOW_32_BITS, seed_of
 from attncalc.md.state import MDState
 from attncalc.md.velocities import Thermometer, runaway
-from attncalc.nn.options import whole_number
+from attncalc.options import whole_number
 from attncalc.potential import Potential
 from attncalc.system import System
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ase import units
 
-from attncalc.nn.options import positive
+from attncalc.options import positive
 
 # timesteps from ROUND on with at most DIGITS decimals are taken for numbers of fs
 ROUND, DIGITS = 0.1, 3

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from attncalc.nn.edge_products import TensorPath
-from attncalc.nn.options import cutoff_radius, one_of, positive, whole_number
+from attncalc.options import cutoff_radius, one_of, positive, whole_number
 
 SHORTEST_CUTOFF = 0.01  # Å
 HIGHEST_DEGREE = 6  # far above any in use; coupling tensors of higher degrees take minutes

@@ -49,7 +49,8 @@ from attncalc.nn.layers import (
     lecun_normal,
     with_species,
 )
-from attncalc.nn.options import (
+from attncalc.ops import ModuleWithConstants, safe_norm, segment_sum
+from attncalc.options import (
     cutoff_radius,
     degrees_of_width,
     one_of,
@@ -57,7 +58,6 @@ from attncalc.nn.options import (
     true_or_false,
     whole_number,
 )
-from attncalc.ops import ModuleWithConstants, safe_norm, segment_sum
 
 # far above any degree in use; coupling matrices of higher degrees take minutes and gigabytes
 HIGHEST_DEGREE = 20

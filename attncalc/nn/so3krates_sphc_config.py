@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
 from attncalc.basis.radial import RADIAL_BASES
 from attncalc.graph import ALL_PAIRS
-from attncalc.nn.options import (
+from attncalc.options import (
     cutoff_radius,
     degrees_of_width,
     one_of,

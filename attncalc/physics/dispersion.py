@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from attncalc.graph import AtomOutputs, Graph
+from attncalc.options import positive
 from attncalc.physics.free_atoms import free_atoms
-from attncalc.physics.long_range import LongRangeConfig, LongRangeTerm, Pairs, positive
+from attncalc.physics.long_range import LongRangeConfig, LongRangeTerm, Pairs
 from attncalc.physics.zbl import switch_off
 
 # CODATA 2014

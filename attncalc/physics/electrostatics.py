@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from attncalc.graph import AtomOutputs, Graph
-from attncalc.physics.long_range import LongRangeConfig, LongRangeTerm, Pairs, positive
+from attncalc.options import positive
+from attncalc.physics.long_range import LongRangeConfig, LongRangeTerm, Pairs
 from attncalc.physics.zbl import COULOMB_CONSTANT, switch_off
 
 

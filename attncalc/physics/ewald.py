@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attncalc.graph import AtomOutputs, Graph
-from attncalc.physics.long_range import positive
+from attncalc.options import positive
 from attncalc.physics.zbl import COULOMB_CONSTANT
 from attncalc.system import System
 

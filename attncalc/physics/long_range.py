@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Self
@@ -13,17 +12,7 @@ from torch import Tensor, nn
 
 from attncalc.graph import ALL_PAIRS, Graph
 from attncalc.ops import safe_norm, segment_sum
-
-
-def positive(name: str, value: Any) -> None:
-    """Refuse anything but a finite number above zero.
-
-    Raises:
-        ValueError: it is anything else.
-    """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= sys.float_info.max:
-        raise ValueError(f"{name} must be positive and finite, got {value!r}")
+from attncalc.options import positive, true_or_false
 
 
 @dataclass(frozen=True)
@@ -44,9 +33,7 @@ class LongRangeConfig:
             positive("cutoff", self.cutoff)
             if self.cutoff > ALL_PAIRS:
                 raise ValueError(f"cutoff must be at most {ALL_PAIRS:g} Å, got {self.cutoff:g}")
-        flag: Any = self.all_pairs_in_molecules
-        if not isinstance(flag, bool):
-            raise ValueError(f"all_pairs_in_molecules must be true or false, got {flag!r}")
+        true_or_false("all_pairs_in_molecules", self.all_pairs_in_molecules)
 
 
 class TermWithRange(nn.Module):

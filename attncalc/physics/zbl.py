@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn.functional import softplus
 from attncalc.basis.cutoff import CUTOFF_FUNCTIONS
 from attncalc.graph import AtomOutputs, Graph
 from attncalc.ops import safe_norm, segment_sum
+from attncalc.options import one_of, positive
 
 COULOMB_CONSTANT = 14.399645351950548  # e^2 / (4 pi epsilon_0) in eV Å
 SWITCH_OFF = 1.5  # Å: the repulsion is zero beyond
@@ -32,13 +32,8 @@ class ZBLConfig:
     cutoff_function: str = "physnet"
 
     def __post_init__(self) -> None:
-        if not 0 < self.cutoff <= sys.float_info.max:
-            raise ValueError(f"cutoff must be positive and finite, got {self.cutoff}")
-        if self.cutoff_function not in CUTOFF_FUNCTIONS:
-            known = ", ".join(map(repr, CUTOFF_FUNCTIONS))
-            raise ValueError(
-                f"cutoff_function must be one of {known}, got {self.cutoff_function!r}"
-            )
+        positive("cutoff", self.cutoff)
+        one_of("cutoff_function", self.cutoff_function, CUTOFF_FUNCTIONS)
 
 
 class ZBLRepulsion(nn.Module):

@@ -536,7 +536,7 @@ def test_a_run_that_never_took_a_frame_leaves_nothing(tmp_path: Path):
 
 
 def test_impossible_use():
-    with pytest.raises(ValueError, match="every must be a positive integer, got 0"):
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         H5MDWriter("run.h5md", every=0)
     with pytest.raises(ValueError, match=r"belongs to a run: give it to md\.run"):
         H5MDWriter("run.h5md")(state_at(0))

@@ -1,4 +1,4 @@
-"""Checks of hyper-parameters; each message names the one that is wrong."""
+"""Checks of settings; each message names the one that is wrong."""
 
 from __future__ import annotations
 
@@ -16,16 +16,33 @@ def positive(name: str, value: Any) -> None:
     Raises:
         ValueError: it is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not _is_number(value):
         raise ValueError(f"{name} must be a number, got {value!r}")
-    if not value > 0:  # type: ignore[operator]  # numbers.Real has no comparison
+    if not value > 0:
         raise ValueError(f"{name} must be positive, got {value}")
-    try:
-        finite = math.isfinite(value)
-    except OverflowError:  # an integer beyond any float
-        finite = False
-    if not finite:
+    if not _is_finite(value):
         raise ValueError(f"{name} must be finite, got {value}")
+
+
+def finite_number(name: str, value: Any) -> None:
+    """Refuse anything but a finite number.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not _is_number(value) or not _is_finite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond any float
+        return False
 
 
 def cutoff_radius(value: Any) -> None:
@@ -50,7 +67,7 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
     if most is not None and int(value) > most:
-        raise ValueError(f"{name} must be at most {most}, got {float(value):.6g}")
+        raise ValueError(f"{name} must be at most {most}, got {value}")
 
 
 def one_of(name: str, value: Any, allowed: Collection[str]) -> None:

@@ -24,15 +24,14 @@ exp(-(U + P₀ V) / kB T):
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from ase import units
 from torch import Tensor
 
-from attncalc.md.force import Force, Function
+from attncalc.md.force import Function
 from attncalc.md.fused_steps import rescale_at_once
-from attncalc.md.inputs import Start, as_list
 from attncalc.md.integrator import Column, of_systems, plain_temperatures, to_python_numbers
 from attncalc.md.noise import CELL, normal_noise
 from attncalc.md.settings import Settings
@@ -42,7 +41,6 @@ from attncalc.md.state import FLOATS, MDState, Stored
 from attncalc.md.time_unit import check_relaxation, check_timestep
 from attncalc.neighbors import ImpossiblePositions
 from attncalc.options import finite_number, positive
-from attncalc.potential import Potential
 from attncalc.result import Result, volumes
 from attncalc.system import System
 
@@ -150,25 +148,6 @@ class CellRescaling(AtTemperature):
             compressibility=settings.compressibility / units.GPa,
             isotropic=settings.isotropic,
         )
-
-    def init(
-        self, potential: Potential | Force | Function, structures: Start, **given: Any
-    ) -> CellState:
-        """Make the first state, at this temperature; see `AtTemperature.init`.
-
-        Raises:
-            ValueError: a structure is not periodic in all directions.
-        """
-        if isinstance(structures, MDState):
-            is_periodic = bool(structures.system.pbc.all())
-        elif isinstance(structures, System):
-            is_periodic = bool(structures.pbc.all())
-        else:
-            structures = as_list(structures)  # an iterator can be read once
-            is_periodic = all(one.pbc.all() for one in structures)
-        if not is_periodic:
-            raise ValueError('ensemble "npt" needs a structure that is periodic in all directions')
-        return super().init(potential, structures, **given)
 
     def step(self, state: CellState, force: Function) -> CellState:
         """Return the state one timestep later."""

@@ -69,14 +69,16 @@ def initial_state(
 
     Raises:
         ValueError: the structures are not known to the model, have another constraint than
-            `FixAtoms`, or only some of them have velocities; a tensor has the wrong shape or values
-            out of range; or nothing can move.
+            `FixAtoms`, or only some of them have velocities; in "npt", one is not periodic in all
+            directions; a tensor has the wrong shape or values out of range; or nothing can move.
         TypeError: an argument is neither a tensor nor an array of numbers.
     """
     if seed is not None:
         whole_number("seed", seed, 0, LOW_32_BITS)
     own_velocities = momenta is None and not new_velocities
     system, said = read_structures(structures, velocities=own_velocities)
+    if ensemble == "npt" and not system.pbc.all():
+        raise ValueError('ensemble "npt" needs a structure that is periodic in all directions')
     momenta = said.get("momenta") if momenta is None else momenta
     masses = said.get("masses") if masses is None else masses
     fixed = said.get("fixed") if fixed is None else fixed

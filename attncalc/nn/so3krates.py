@@ -287,10 +287,6 @@ class So3krates(ModuleWithConstants):
         ev = self.initial_ev(geometry, graph.n_atoms)
         for layer in self.layers:
             features, ev = layer(features, ev, geometry)
-        return self.read(features, graph)
-
-    def read(self, features: Tensor, graph: Graph) -> AtomOutputs:
-        """Return the outputs of the heads for the features [n_atoms, F] of the last layer."""
         heads = self.charge_head, self.hirshfeld_head
         charges, ratios = (None if head is None else head(features, graph) for head in heads)
         return AtomOutputs(self.head(features), charges, ratios, features)
@@ -394,29 +390,15 @@ class EuclideanAttention(ModuleWithConstants):
         """Updates of the features [n_atoms, F] and of the Euclidean variables [n_atoms, M]."""
         queries, keys, values = self.project(features)
         filters = self.filters(ev, geometry)
-        received = [
-            self.receive(queries, keys, values, filters, geometry.envelope, direction)
-            for direction in geometry.directions
-        ]
-        (d_features, d_ev), (more_features, more_ev) = received
+        # not concatenated into longer tensors: a compiled training step would then find a pair by
+        # dividing by the number of pairs in its innermost loops
+        (d_features, d_ev), (more_features, more_ev) = (
+            self.collect(
+                *self.coefficients(queries, keys, filters, geometry.envelope, pairs), values, pairs
+            )
+            for pairs in geometry.directions
+        )
         return d_features + more_features, d_ev + more_ev
-
-    def receive(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        filters: Tensor,
-        envelope: Tensor,
-        pairs: Direction,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the sums of the messages of one direction, [n_atoms, F] and [n_atoms, M].
-
-        The directions are not concatenated into longer tensors: a compiled training step would
-        then find a pair by dividing by the number of pairs in its innermost loops.
-        """
-        coefficients = self.coefficients(queries, keys, filters, envelope, pairs)
-        return self.collect(*coefficients, values, pairs)
 
     def collect(
         self, for_features: Tensor, for_ev: Tensor, values: Tensor, pairs: Direction

@@ -63,13 +63,17 @@ def sum_in_chunks(
 
     Args:
         on_edges: computation of a chunk; a receiver must depend on no edges but its own.
-        chunks: from `chunks_of`.
+        chunks: from `chunks_of`; none: all edges at once, differentiated by autograd.
         edges: receivers, senders [n_edges], mask [n_edges].
         sources: [n_atoms, ...]; each edge gets the row of its sender.
         targets: [n_atoms, ...]; each chunk gets the rows of its receivers.
         edge_data: tensors [n_edges, ...].
         weights: tensors that every chunk gets.
     """
+    if not chunks:
+        receivers, senders, mask = edges
+        sent = sources.index_select(0, senders)
+        return on_edges(sent, targets, edge_data, weights, receivers, mask)
     plan = _Plan(on_edges, chunks, *edges, len(edge_data))
     return _Sum.apply(plan, sources, targets, *edge_data, *weights)
 

@@ -71,8 +71,6 @@ class Geometry:
             weights: passed to `on_edges`.
         """
         edges = self.edges
-        if not self.chunks:
-            return on_edges(sources.index_select(0, self.senders), targets, edges, weights)
 
         def on_some(
             sent: Tensor,

@@ -244,10 +244,13 @@ class SphcAttention(ModuleWithConstants):
         def on_edges(
             sent: Tensor,
             targets: Tensor,
-            vectors: Tensor,
+            data: Sequence[Tensor],
             weights: Sequence[Tensor],
             receivers: Tensor,
+            mask: Tensor,
         ) -> Tensor:
+            del mask
+            (vectors,) = data
             constant, *spherical = weights
             here = targets.index_select(0, receivers)
             difference = sent[:, :n_ev] - here[:, :n_ev]

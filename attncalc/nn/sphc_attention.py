@@ -19,7 +19,7 @@ at any distance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from attncalc.basis.cutoff import physnet
 from attncalc.ops import safe_norm, segment_sum
-from attncalc.recompute import Chunk, chunks_of, sum_in_chunks
+from attncalc.recompute import OnChunk, chunks_of, sum_in_chunks
 
 # bytes: sums over far pairs for which autograd would keep more are done in chunks of this size,
 # which the backward pass computes again; this is faster than using the memory
@@ -129,7 +129,7 @@ class FarEdges:
 
     def sum_over(
         self,
-        on_edges: OnFarEdges,
+        on_edges: OnChunk,
         sources: Tensor,
         targets: Tensor,
         weights: Sequence[Tensor],
@@ -138,46 +138,25 @@ class FarEdges:
         """Return the sum of `on_edges` at each receiver, at once or in chunks of bounded memory.
 
         Args:
-            on_edges: the computation, see `OnFarEdges`.
+            on_edges: the computation; edge data are the vectors.
             sources: [n_atoms, ...]; each edge gets the row of its sender.
             targets: [n_atoms, ...].
             weights: passed to `on_edges`.
             bytes_per_edge: memory that autograd would keep per edge.
         """
-        if self.n_edges * bytes_per_edge <= KEPT_AT_ONCE:
-            sent = sources.index_select(0, self.senders)
-            return on_edges(sent, targets, self.vectors, weights, self.receivers)
-
-        def on_some(
-            sent: Tensor,
-            targets: Tensor,
-            data: Sequence[Tensor],
-            weights: Sequence[Tensor],
-            receivers: Tensor,
-            mask: Tensor,
-        ) -> Tensor:
-            del mask  # far edges are selected, none is padding
-            return on_edges(sent, targets, data[0], weights, receivers)
-
+        most = max(1, KEPT_AT_ONCE // bytes_per_edge)
+        fits = self.n_edges <= most
+        # far edges are selected, none is padding
         everything = torch.ones_like(self.receivers, dtype=torch.bool)
         return sum_in_chunks(
-            on_some,
-            self._chunks(bytes_per_edge),
+            on_edges,
+            () if fits else chunks_of(self.receivers, self.n_receivers, most),
             (self.receivers, self.senders, everything),
             sources,
             targets,
             [self.vectors],
             weights,
         )
-
-    def _chunks(self, bytes_per_edge: int) -> list[Chunk]:
-        most = max(1, KEPT_AT_ONCE // bytes_per_edge)
-        return chunks_of(self.receivers, self.n_receivers, most)
-
-
-# (sent [n_edges, ...], targets [n_receivers, ...], vectors [n_edges, 3], weights, receivers)
-# -> [n_receivers, ...]; receivers count the rows of targets
-OnFarEdges = Callable[[Tensor, Tensor, Tensor, Sequence[Tensor], Tensor], Tensor]
 
 
 def total_weights(
@@ -198,11 +177,13 @@ def total_weights(
     def on_edges(
         sent: Tensor,
         targets: Tensor,
-        vectors: Tensor,
+        data: Sequence[Tensor],
         weights: Sequence[Tensor],
         receivers: Tensor,
+        mask: Tensor,
     ) -> Tensor:
-        del weights
+        del weights, mask
+        (vectors,) = data
         differences = sent - targets.index_select(0, receivers)
         of_edges = neighbourhood.weight(differences, safe_norm(vectors))
         return segment_sum(of_edges, receivers, targets.shape[0])

@@ -39,6 +39,7 @@ from attncalc.nn.so3krates_sphc import So3kratesSphc, So3kratesSphcConfig
 from attncalc.nn.so3krates_sphc_layers import Geometry
 from attncalc.nn.sphc_attention import SmoothWindow
 from attncalc.potential import Potential, evaluate
+from attncalc.recompute import chunks_of
 from attncalc.structures import check_system
 from attncalc.system import System
 from attncalc.train.step import Batch, Loss, eager_step, trainable
@@ -319,7 +320,7 @@ def test_far_pairs_in_chunks_and_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     expected, (value, gradients) = evaluate(potential, graph), step(batch)
     monkeypatch.setattr(sphc_attention, "KEPT_AT_ONCE", 20_000)
     far = potential.network.geometry(graph).far
-    assert len(far._chunks(2_000)) > 4
+    assert len(chunks_of(far.receivers, far.n_receivers, 10)) > 4
     assert_same_result(evaluate(potential, graph), expected)
     chunked_value, chunked = step(batch)
     assert_close(chunked_value, value, 1e-13)

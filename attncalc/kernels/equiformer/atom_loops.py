@@ -168,7 +168,8 @@ def read_out(n, layout, w, b, normal, inverse, workspace, energies):
     layer_norm(n, workspace.sum, workspace.sum.shape[1], workspace.normal, workspace.inverse, 0)
     fill_rows(n, workspace.hidden, matrix(w.flat, w.hidden_bias[0]))
     add_product(n, workspace.normal, 0, matrix(w.flat, w.hidden[0]), workspace.hidden, 0)
-    head_of_silu(n, workspace.hidden, matrix(w.flat, w.energy[0]), energies)
+    for i in range(n):
+        head_of_silu(workspace.hidden, i, matrix(w.flat, w.energy[0]), 0, energies)
 
 
 @inner_loop

@@ -106,23 +106,19 @@ def times_silu_slope(n, x, width, given):
 
 
 @inner_loop
-def head_of_silu(n, hidden, last, out):
-    """Last layer of a head: add silu(hidden) . last to `out`; its gradient replaces `hidden`.
+def head_of_silu(hidden, i, last, row, out):
+    """Last layer of a head: add silu(hidden[i]) . last[row] to out[i], in float64.
 
-    Args:
-        hidden: [n, width].
-        last: [1, width].
-        out: [n] float64.
+    Its gradient replaces hidden[i].
     """
     stays_whole()
-    for i in range(n):
-        gathered = fill(ZERO)
-        for k in range(0, hidden.shape[1], LANES):
-            v, weight = load(hidden, i, k), load(last, 0, k)
-            s = sigmoid(v)
-            gathered = fma(times(v, s), weight, gathered)
-            store(hidden, i, k, times(silu_slope(v, s), weight))
-        out[i] += total(gathered)
+    gathered = fill(ZERO)
+    for k in range(0, hidden.shape[1], LANES):
+        v, weight = load(hidden, i, k), load(last, row, k)
+        s = sigmoid(v)
+        gathered = fma(times(v, s), weight, gathered)
+        store(hidden, i, k, times(silu_slope(v, s), weight))
+    out[i] += total(gathered)
 
 
 @inner_loop

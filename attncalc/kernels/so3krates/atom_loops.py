@@ -8,23 +8,21 @@ from attncalc.kernels.simd.loops import (
     TWO,
     ZERO,
     inner_loop,
-    sigmoid,
-    silu_slope,
     single,
-    stays_whole,
 )
 from attncalc.kernels.simd.products import add_product
 from attncalc.kernels.simd.row_loops import (
     add_rows,
     clear,
     fill_rows,
+    head_of_silu,
     normalise_row,
     normalise_row_gradient,
     silu,
     times_factors,
     times_silu_slope,
 )
-from attncalc.kernels.simd.vectors import LANES, fill, fma, load, store, times, total
+from attncalc.kernels.simd.vectors import LANES, fill, fma, load, store, times
 
 LAYER_NORM_EPSILON = single(1e-6)
 
@@ -179,20 +177,6 @@ def exchange_gradient(n, l, w, kept, degrees, d_x, d_ev, wide, out):
 
 
 @inner_loop
-def _last_layer(n, hidden, last, species, out):
-    """Add silu(hidden) . last[species] to out [n]; its gradient replaces `hidden` [n, width]."""
-    stays_whole()
-    for i in range(n):
-        gathered = fill(ZERO)
-        for k in range(0, hidden.shape[1], LANES):
-            v, weight = load(hidden, i, k), load(last, species[i], k)
-            s = sigmoid(v)
-            gathered = fma(times(v, s), weight, gathered)
-            store(hidden, i, k, times(silu_slope(v, s), weight))
-        out[i] += total(gathered)
-
-
-@inner_loop
 def read_out(n, w, x, species, hidden, outputs):
     """Add the results of all heads to `outputs` [n_outputs, n].
 
@@ -204,7 +188,8 @@ def read_out(n, w, x, species, hidden, outputs):
     for k in range(w.head.shape[0]):
         fill_rows(n, hidden[k], w.head_bias[k])
         add_product(n, x, 0, w.head[k], hidden[k], 0)
-        _last_layer(n, hidden[k], w.last[k], species, outputs[k])
+        for i in range(n):
+            head_of_silu(hidden[k], i, w.last[k], species[i], outputs[k])
 
 
 @inner_loop

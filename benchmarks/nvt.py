@@ -95,9 +95,6 @@ class Told(md.Callback):
     def begin(self, state: md.MDState, integrator: Integrator) -> None:
         self._first, self._began = state.step, time.monotonic()
 
-    def resume(self, state: md.MDState, integrator: Integrator) -> None:
-        self.begin(state, integrator)
-
     def __call__(self, state: md.MDState) -> None:
         now = time.monotonic()
         if state.step == self._first or now - self._said < 60:

@@ -9,7 +9,7 @@ from attncalc.md.state import MDState
 
 
 class Callback:
-    """Action every `every` steps. Subclasses define `__call__`; other methods do nothing here.
+    """Action every `every` steps. Subclasses define `__call__`; other methods are optional.
 
     Attributes:
         every: steps; it is called with every state whose number of steps is a multiple of it, and
@@ -28,7 +28,8 @@ class Callback:
         """Prepare for the first step of a new run."""
 
     def resume(self, state: MDState, integrator: Integrator) -> None:
-        """Prepare to continue a run, instead of `begin`; drop what was written beyond the state."""
+        """Prepare to continue a run; files drop what was written beyond the state."""
+        self.begin(state, integrator)
 
     def __call__(self, state: MDState) -> None:
         """Process a state."""

@@ -393,9 +393,6 @@ class _Progress(Callback):
         del integrator
         self._told = state.step
 
-    def resume(self, state: MDState, integrator: Integrator) -> None:
-        self.begin(state, integrator)
-
     def __call__(self, state: MDState) -> None:
         kelvin = float(state.temperature.mean())
         total = float((state.energy + state.kinetic_energy).mean())

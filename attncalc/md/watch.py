@@ -59,10 +59,6 @@ class Watch(Callback):
         del state
         self._timestep = integrator.timestep
 
-    def resume(self, state: MDState, integrator: Integrator) -> None:
-        """Store the timestep."""
-        self.begin(state, integrator)
-
     def __call__(self, state: MDState) -> None:
         """Check a state, unless an atom has been reported."""
         if self._knowing is None or self._told:
@@ -120,10 +116,6 @@ class BondWatch(Callback):
         first = state.system if self._first is None else self._first.to(state.system.device)
         bonds = Bonds.of(first, NONMETALS)
         self._bonds = bonds if len(bonds.lengths) else None
-
-    def resume(self, state: MDState, integrator: Integrator) -> None:
-        """Find the bonds."""
-        self.begin(state, integrator)
 
     def __call__(self, state: MDState) -> None:
         """Check a state, unless a bond has been reported."""

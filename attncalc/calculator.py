@@ -27,7 +27,7 @@ from attncalc.model_file import DEFAULT_MODEL, load, model_name, named_device
 from attncalc.novelty import OUTSIDE, Outsider, outsider
 from attncalc.options import one_of, positive
 from attncalc.potential import Committee, Potential
-from attncalc.result import Result, by_structure, has_volume, volumes
+from attncalc.result import SMALLEST_VOLUME, Result, has_volume, volumes
 from attncalc.structures import require_finite
 from attncalc.system import SYNONYMS, System, what_is_ignored
 
@@ -220,7 +220,7 @@ class AttnCalculator(BaseCalculator):
                 self.atoms = None
             system = self._system(atoms)
             result = self.evaluator(system)
-            (results,) = by_structure(result, system, self._volume)
+            (results,) = _results(result, system, self._volume)
             # a sum shows it, and takes no more than that at every step
             if not math.isfinite(results["energy"] + results["forces"].sum()):
                 require_finite(result)
@@ -349,7 +349,7 @@ class AttnCalculator(BaseCalculator):
                 if (novelty := result.novelty) is not None:
                     numbers = system.split(system.atomic_numbers.cpu().numpy())
                     found += map(outsider, system.split(novelty), numbers)
-                results += by_structure(result, system, volumes(system).tolist())
+                results += _results(result, system, volumes(system).tolist())
         if any(found):
             first, n = next(k for k, one in enumerate(found) if one), sum(map(bool, found))
             said = f"{n} of {len(found)} structures, the first is {first}: {found[first]}"
@@ -503,3 +503,42 @@ _NAMES = tuple(name for names in SYNONYMS.items() for name in names)
 def _charge_and_spin(atoms: Atoms) -> tuple[str, ...]:
     info = atoms.info
     return tuple([repr(info[name]) if name in info else "" for name in _NAMES])
+
+
+def _results(result: Result, system: System, volume: list[float]) -> list[dict[str, Any]]:
+    """Return one dictionary per structure, in ASE's names, units and order of stress components.
+
+    Args:
+        result: of the model.
+        system: the structures.
+        volume: [n_systems] Å³.
+    """
+    energy, energies, forces, strain_gradient, *_ = arrays = result.arrays
+    of_energies, of_forces = system.split(energies), system.split(forces)
+    others = {
+        name: system.split(values)
+        for name in ("charges", "hirshfeld_ratios")
+        if (values := getattr(arrays, name)) is not None
+    }
+    positions = system.split(system.positions.cpu().numpy()) if others else ()
+    results: list[dict[str, Any]] = []
+    for k in range(len(volume)):
+        total = float(energy[k])
+        entry = {
+            "energy": total,
+            "free_energy": total,
+            "energies": of_energies[k],
+            "forces": of_forces[k],
+        }
+        if volume[k] > SMALLEST_VOLUME:
+            entry["stress"] = full_3x3_to_voigt_6_stress(strain_gradient[k] / volume[k])
+        entry |= {name: values[k] for name, values in others.items()}
+        if "charges" in entry and not system.pbc[k].any():
+            entry["dipole"] = entry["charges"] @ positions[k]
+        results.append(entry)
+    if result.spread is not None:
+        of_energy = result.spread.energy.tolist()
+        spreads = system.split(result.spread.forces.cpu())
+        for entry, energy_spread, forces_spread in zip(results, of_energy, spreads, strict=True):
+            entry |= {"energy_spread": energy_spread, "forces_spread": forces_spread.numpy()}
+    return results

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from ase import Atoms
-from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -130,45 +129,6 @@ def mean_of(results: list[Result]) -> Result:
             if all(getattr(result, name) is not None for result in results)
         },
     )
-
-
-def by_structure(result: Result, system: System, volume: list[float]) -> list[dict[str, Any]]:
-    """Return one dictionary per structure, in ASE's names, units and order of stress components.
-
-    Args:
-        result: of the model.
-        system: the structures that were evaluated.
-        volume: [n_systems] Å³.
-    """
-    energy, energies, forces, strain_gradient, *_ = arrays = result.arrays
-    of_energies, of_forces = system.split(energies), system.split(forces)
-    others = {
-        name: system.split(values)
-        for name in ("charges", "hirshfeld_ratios")
-        if (values := getattr(arrays, name)) is not None
-    }
-    positions = system.split(system.positions.cpu().numpy()) if others else ()
-    results: list[dict[str, Any]] = []
-    for k in range(len(volume)):
-        total = float(energy[k])
-        entry = {
-            "energy": total,
-            "free_energy": total,
-            "energies": of_energies[k],
-            "forces": of_forces[k],
-        }
-        if volume[k] > SMALLEST_VOLUME:
-            entry["stress"] = full_3x3_to_voigt_6_stress(strain_gradient[k] / volume[k])
-        entry |= {name: values[k] for name, values in others.items()}
-        if "charges" in entry and not system.pbc[k].any():
-            entry["dipole"] = entry["charges"] @ positions[k]
-        results.append(entry)
-    if result.spread is not None:
-        of_energy = result.spread.energy.tolist()
-        spreads = system.split(result.spread.forces.cpu())
-        for entry, energy_spread, forces_spread in zip(results, of_energy, spreads, strict=True):
-            entry |= {"energy_spread": energy_spread, "forces_spread": forces_spread.numpy()}
-    return results
 
 
 def volumes_for_stress(system: System) -> Tensor:

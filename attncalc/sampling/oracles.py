@@ -19,13 +19,12 @@ from typing import Any, Protocol
 
 import numpy as np
 from ase import Atoms, units
+from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
 from attncalc.text import one_line
 
 Floats = NDArray[np.float64]
-# labels beside energy and forces that a model may have
-_OTHERS = ("charges", "hirshfeld_ratios", "dipole", "stress")
 GFN2 = "gfn2"
 # iterations in which the charges of GFN2 must converge
 SCC_ITERATIONS = 150
@@ -235,18 +234,25 @@ class ModelOracle:
 
     def _labels(self, structures: Sequence[Atoms]) -> list[Labels]:
         from attncalc.novelty import OUTSIDE
-        from attncalc.result import by_structure, volumes
 
         found: list[Labels] = []
         for system, result in self._evaluator.many(structures):
-            novelty = None if result.novelty is None else system.split(result.novelty)
-            for k, entry in enumerate(by_structure(result, system, volumes(system).tolist())):
-                labels = {name: entry.get(name) for name in _OTHERS}
-                if not structures[len(found)].pbc.any():
-                    labels["stress"] = None
-                is_outside = novelty is not None and bool((novelty[k] > OUTSIDE).any())
-                one = Labels(entry["energy"], entry["forces"], **labels, is_outside=is_outside)
-                found.append(one)
+            bounds = system.first_atoms[1:].cpu().numpy()
+            forces = np.split(result.forces.cpu().numpy(), bounds)
+            charges = _split(result.charges, bounds)
+            ratios = _split(result.hirshfeld_ratios, bounds)
+            novelty = None if result.novelty is None else np.split(result.novelty, bounds)
+            strain_gradient = result.strain_gradient.cpu().numpy()
+            for k, energy in enumerate(result.energy.tolist()):
+                atoms = structures[len(found)]
+                q = None if charges is None else charges[k]
+                dipole = None if q is None or atoms.pbc.any() else q @ atoms.positions
+                of_ratios = None if ratios is None else ratios[k]
+                stress = None
+                if atoms.pbc.any() and atoms.cell.rank == 3:
+                    stress = full_3x3_to_voigt_6_stress(strain_gradient[k] / atoms.get_volume())
+                outside = novelty is not None and bool((novelty[k] > OUTSIDE).any())
+                found.append(Labels(energy, forces[k], q, of_ratios, dipole, stress, outside))
         return found
 
 
@@ -255,6 +261,10 @@ def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError) or "alloc" in str(error):
         return "not enough memory"
     return one_line(re.split(r"[:;] ", str(error).removeprefix("structure 0: "))[0])
+
+
+def _split(values: Any, bounds: Any) -> list[Floats] | None:
+    return None if values is None else np.split(values.cpu().numpy().astype(np.float64), bounds)
 
 
 class CalculatorOracle:

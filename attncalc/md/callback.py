@@ -28,7 +28,7 @@ class Callback:
         """Prepare for the first step of a new run."""
 
     def resume(self, state: MDState, integrator: Integrator) -> None:
-        """Prepare to continue a run; files drop what was written beyond the state."""
+        """Prepare to continue a run, as `begin` does; files also drop what is beyond the state."""
         self.begin(state, integrator)
 
     def __call__(self, state: MDState) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -44,13 +45,24 @@ def reference_energies(dataset: Dataset) -> dict[int, float]:
     return per_element(dataset, dataset.energies)
 
 
-def per_element(dataset: Dataset, values: NDArray[np.float64]) -> dict[int, float]:
+def per_element(
+    dataset: Dataset, values: NDArray[np.float64], known: Collection[int] = ()
+) -> dict[int, float]:
     """Fit one number per element by least squares: values [n] ≈ Σ over atoms of each structure.
 
     If there are several solutions, that of smallest norm is returned; see `reference_energies`.
+
+    Args:
+        dataset: the structures.
+        values: [n].
+        known: atomic numbers of elements whose number is near zero: the others are fitted first,
+            and all to what is left.
     """
     elements, counts = _compositions(dataset)
-    solution = _least_squares(counts, values)
+    others = counts * ~np.isin(elements, [*known])
+    solution = _least_squares(others, values)
+    if known:
+        solution += _least_squares(counts, values - others @ solution)
     return {int(z): float(e) for z, e in zip(elements, solution, strict=True)}
 
 

@@ -10,10 +10,8 @@ from ase import Atoms
 
 from attncalc.data import Dataset
 from attncalc.potential import Potential
-from attncalc.structures import evaluate, fresh_graphs
-from attncalc.system import System
 from attncalc.train.recipe import Recipe
-from attncalc.train.start import elements_of
+from attncalc.train.start import elements_of, errors_of_isolated
 
 log = logging.getLogger(__name__)
 
@@ -100,14 +98,27 @@ def _is_plausible(bound: float | None) -> bool:
     return bound is None or PLAUSIBLE[0] < bound < PLAUSIBLE[1]
 
 
-def say_isolated(isolated: Dataset | None, training: Dataset) -> None:
-    """Log which isolated atoms are trained on, or that their energies do not match the labels."""
+def say_isolated(isolated: Dataset | None, training: Dataset, potential: Potential) -> None:
+    """Log which isolated atoms are trained on, or that their energies do not match the labels.
+
+    Args:
+        isolated: the isolated atoms.
+        training: the other structures.
+        potential: before the first step.
+    """
     if isolated is not None:
         names = [str(atoms.symbols) for atoms in isolated.structures]
+        known = {
+            int(a.numbers[0]): e
+            for a, e in zip(isolated.structures, isolated.energies, strict=True)
+        }
+        off = max(map(abs, errors_of_isolated(potential, known).values()))
         log.info(
-            "training on the isolated atoms of the data too: %s, %d times an epoch each",
+            "training on the isolated atoms of the data too: %s, %d times an epoch each; their "
+            "energies are off by up to %.2g eV now",
             " ".join(dict.fromkeys(names)),
             names.count(names[0]),
+            off,
         )
     elif not _is_plausible(bound := binding(training)):
         log.warning(
@@ -117,13 +128,3 @@ def say_isolated(isolated: Dataset | None, training: Dataset) -> None:
             training.source,
             bound,
         )
-
-
-def largest_error(potential: Potential, energies: dict[int, float]) -> float:
-    """Return the largest error of the energies of isolated atoms, eV.
-
-    Atoms that the model refuses, such as radicals of models of closed shells, count too.
-    """
-    system = System.from_ase([Atoms([z]) for z in energies]).to(potential.device)
-    found = evaluate(potential, fresh_graphs(potential, system)).energy.cpu().numpy()
-    return float(np.abs(found - [*energies.values()]).max())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
@@ -17,7 +19,8 @@ from attncalc.data.statistics import far_from_composition, per_element
 from attncalc.model_file import EARLIER, NETWORKS, PAIR_TERMS, load, model_name
 from attncalc.model_header import DTYPES
 from attncalc.potential import Committee, Potential
-from attncalc.structures import evaluate_many
+from attncalc.structures import evaluate, evaluate_many, fresh_graphs
+from attncalc.system import System
 from attncalc.train.denoising import with_denoising
 from attncalc.train.recipe import Recipe
 
@@ -47,7 +50,9 @@ def new_potential(recipe: Recipe, training: Dataset) -> Potential:
     potential.set_dtype(DTYPES[recipe.dtype])
     if recipe.baseline:  # stated by every model file that the training writes
         potential.training_info["baseline"] = recipe.baseline
-    return on_the_labels(potential, training)
+    return on_the_labels(
+        potential, training, None if recipe.baseline else training.isolated_energies
+    )
 
 
 def check_start(recipe: Recipe, training: Dataset) -> None:
@@ -78,19 +83,8 @@ def _random(recipe: Recipe, training: Dataset) -> Potential:
         network(config, len(elements)),
         elements,
         pair_terms=terms,
-        reference_energies=_isolated_energies(recipe, training, elements),
     )
     return with_denoising(potential) if recipe.denoising else potential
-
-
-def _isolated_energies(
-    recipe: Recipe, training: Dataset, elements: list[int]
-) -> list[float] | None:
-    """Return the energies of isolated atoms of all elements, if the data have them."""
-    known = training.isolated_energies or {}
-    if recipe.baseline or not known.keys() >= set(elements):
-        return None
-    return [known[z] for z in elements]
 
 
 def _avg_num_neighbors(training: Dataset, cutoff: float) -> float:
@@ -119,31 +113,63 @@ def _taken_over(model: Potential, training: Dataset) -> Potential:
     )
 
 
-def on_the_labels(potential: Potential, training: Dataset) -> Potential:
+def on_the_labels(
+    potential: Potential, training: Dataset, isolated: Mapping[int, float] | None = None
+) -> Potential:
     """Shift the reference energies to fit the labels.
 
     The shift is fitted to labels minus predictions, so that the weights need not learn it: energies
     of an untrained network are arbitrary, and another level of theory has another zero of energy.
-    Elements that the labels do not distinguish, like those of a single molecule, are not shifted
-    against each other: energies of isolated atoms keep their differences. Structures whose energies
-    are far from all others, such as a failed calculation of zero energy, are named and left out of
-    this fit.
+    Before, isolated atoms are shifted to their energies: then elements that the labels do not
+    distinguish, like those of one molecule, are shifted by no more than the binding. Structures
+    whose energies are far from all others, such as a failed calculation of zero energy, are named
+    and left out of this fit.
+
+    Args:
+        potential: its reference energies are changed.
+        training: structures with labels.
+        isolated: energies of isolated atoms by atomic number, eV, as far as they are known.
     """
     some = _some_of_all_elements(training)
+    known = {z: energy for z, energy in (isolated or {}).items() if z in potential.species}
+    _add_to_references(potential, errors_of_isolated(potential, known))
     results = evaluate_many(potential, some.structures, batch_atoms=ATOMS_AT_ONCE)
     energies = np.concatenate([result.energy.cpu().numpy() for _, result in results])
-    shift = _shift(some, some.energies - energies)
-    by_species = [shift[z] for z in potential.species]
-    ours = potential.reference_energies
-    ours += torch.tensor(by_species, dtype=ours.dtype, device=ours.device)
+    _add_to_references(potential, _shift(some, some.energies - energies, known))
     return potential
 
 
-def _shift(training: Dataset, energies: NDArray[np.float64]) -> dict[int, float]:
-    """Fit energies [n] per element to structures, without those that are far from all others."""
+def _add_to_references(potential: Potential, shift: Mapping[int, float]) -> None:
+    ours = potential.reference_energies
+    by_species = [shift.get(z, 0.0) for z in potential.species]
+    ours += torch.tensor(by_species, dtype=ours.dtype, device=ours.device)
+
+
+def errors_of_isolated(potential: Potential, known: Mapping[int, float]) -> dict[int, float]:
+    """Return energies of isolated atoms minus those of a potential, eV, by atomic number.
+
+    Atoms that the model refuses, such as radicals of models of closed shells, count too.
+    """
+    if not known:
+        return {}
+    system = System.from_ase([Atoms([z]) for z in known]).to(potential.device)
+    found = evaluate(potential, fresh_graphs(potential, system)).energy.tolist()
+    return {z: known[z] - energy for z, energy in zip(known, found, strict=True)}
+
+
+def _shift(
+    training: Dataset, energies: NDArray[np.float64], known: Collection[int]
+) -> dict[int, float]:
+    """Fit energies [n] per element to structures, without those that are far from all others.
+
+    Args:
+        training: the structures.
+        energies: [n] eV.
+        known: elements of known isolated atoms, see `per_element`.
+    """
     far = far_from_composition(training, energies)
     if len(far) == 0:
-        return per_element(training, energies)
+        return per_element(training, energies, known)
     named = [
         f"{training.structures[k].get_chemical_formula()} of {training.energies[k]:.3f} eV"
         for k in far[:MOST_NAMED]
@@ -158,8 +184,8 @@ def _shift(training: Dataset, energies: NDArray[np.float64]) -> dict[int, float]
     kept = np.setdiff1d(np.arange(len(training)), far)
     known = {z for k in kept for z in training.structures[k].numbers.tolist()}
     if known != set(elements_of(training)):
-        return per_element(training, energies)
-    return per_element(training[kept], energies[kept])
+        return per_element(training, energies, known)
+    return per_element(training[kept], energies[kept], known)
 
 
 def _some_of_all_elements(training: Dataset) -> Dataset:

@@ -39,7 +39,6 @@ from attncalc.train.denoising import denoising_step, margin, with_denoising
 from attncalc.train.isolated import (
     energies_of_isolated,
     isolated_atoms,
-    largest_error,
     say_isolated,
 )
 from attncalc.train.loop import Done, read_done, train_loop
@@ -50,7 +49,13 @@ from attncalc.train.recipe import OUTPUT_WEIGHTS, Recipe
 from attncalc.train.reproducible import ordered_sums
 from attncalc.train.run_folder import MARK, checksum, locked_folder, remembered
 from attncalc.train.select_step import select_step
-from attncalc.train.start import check_start, elements_of, new_potential, on_the_labels
+from attncalc.train.start import (
+    check_start,
+    elements_of,
+    errors_of_isolated,
+    new_potential,
+    on_the_labels,
+)
 from attncalc.train.step import Batch, eager_step
 from attncalc.train.time_budget import (
     SECONDS_PER_MINUTE,
@@ -350,7 +355,7 @@ def _fit(
         batches = samples(training, potential.cutoff, potential.species, margin=reach, **options)
         isolated = isolated_atoms(recipe, training)
         if processes.is_first and not recipe.baseline:
-            say_isolated(isolated, training)
+            say_isolated(isolated, training, potential)
         if isolated is not None:
             alone = samples(isolated, potential.cutoff, potential.species, **options)
             both: Any = [batches, alone]  # sequences are data sets for PyTorch, not for its types
@@ -642,7 +647,7 @@ def _describe(
 ) -> None:
     """Write errors and origin into the model file and its card."""
     training, validation, test = parts
-    isolated = energies_of_isolated(recipe, training)
+    off = errors_of_isolated(done.potential, energies_of_isolated(recipe, training))
     info = {
         "data": training.source,
         "labels": training.labels,
@@ -653,7 +658,7 @@ def _describe(
         "n_validation": len(validation),
         "n_test": 0 if test is None else len(test),
         "repeated": count_repeated(training, validation, test),
-        "isolated_error": largest_error(done.potential, isolated) if isolated else None,
+        "isolated_error": max(map(abs, off.values()), default=None),
         "test_errors": None if test_errors is None else dataclasses.asdict(test_errors),
         "epochs": int(done.history[-1]["epoch"]),
         "wall_time_s": round(done.history[-1]["wall_time_s"], 1),

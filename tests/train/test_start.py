@@ -17,7 +17,7 @@ from attncalc.nn.so3krates import So3krates
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential
 from attncalc.train import start
-from attncalc.train.start import check_start, new_potential
+from attncalc.train.start import check_start, errors_of_isolated, new_potential
 
 
 @pytest.fixture
@@ -242,15 +242,28 @@ def test_labels_that_do_not_tell_elements_apart_keep_those_of_isolated_atoms(rec
         )
     )
     assert found.species == tuple(isolated)
-    shift = found.reference_energies.numpy() - list(isolated.values())
-    np.testing.assert_allclose(shift / shift[0], [1, 2 / 6, 1 / 6], rtol=1e-6)
+    off = np.array([*errors_of_isolated(found, isolated).values()])
+    np.testing.assert_allclose(off / off[0], [1, 2 / 6, 1 / 6], rtol=1e-4)
+    assert 0.1 < abs(off[0]) < 10, "the binding, shared by the atoms"
     counts = torch.tensor([6.0, 2.0, 1.0], dtype=found.reference_energies.dtype)
     total = counts @ without.reference_energies
     assert float(counts @ found.reference_energies) == pytest.approx(float(total), abs=1e-3)
     assert torch.equal(delta.reference_energies, without.reference_energies)
-    partly = dataclasses.replace(ethanol, isolated_energies={1: -13.6, 6: -1029.5})
-    again = new_potential(recipe, partly).reference_energies
-    assert torch.equal(again, without.reference_energies)
+    two = {1: -13.6, 6: -1029.5}
+    partly = new_potential(recipe, dataclasses.replace(ethanol, isolated_energies=two))
+    np.testing.assert_allclose([*errors_of_isolated(partly, two).values()], 0, atol=1e-4)
+    assert float(counts @ partly.reference_energies) == pytest.approx(float(total), abs=1e-3)
+
+
+def test_another_model_starts_near_the_isolated_atoms_of_the_data(going_on, parts):
+    """One composition, counted from another zero of energy than that of the model."""
+    some = [k for k, s in enumerate(parts[0].structures) if s.get_chemical_formula() == "Cu3Ni"]
+    alloys, zero = parts[0][some], {28: -1000.0, 29: -2000.0}
+    moved = dataclasses.replace(alloys, energies=alloys.energies - 7000.0, isolated_energies=zero)
+    found = new_potential(going_on, moved)
+    assert max(map(abs, errors_of_isolated(found, zero).values())) < 10, "the binding"
+    left = predict(found, moved).energies - moved.energies
+    assert abs(left.mean()) < 0.01
 
 
 def test_a_delta_model_is_no_start_for_total_energies(going_on, before, parts, tmp_path):

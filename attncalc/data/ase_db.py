@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -27,9 +28,9 @@ def read_ase_db(path: Path, options: ReadOptions) -> Dataset:
 
     Energy, forces and stress are a row's calculated results, or are read from its `data`. `data`
     and key-value pairs have the meaning of `info` in `from_ase`: `REF_energy`, `REF_forces` are the
-    label set "REF", `charge` (or `total_charge`, because ASE reserves the name `charge`) and `spin`
-    are total charge and multiplicity, `split`, `group` and `config_type` define splits. Initial
-    charges of atoms are not added up to a total charge.
+    label set "REF", `charge` (or `total_charge`) and `spin` are total charge and multiplicity,
+    `split`, `group` and `config_type` define splits. Initial charges of atoms are not added up to a
+    total charge.
 
     ASE's convention is eV and Å. Other units are stored in the database's `metadata`, as `units`
     (text or a dictionary, as in `attncalc.data.read`) or as SchNetPack writes them
@@ -45,10 +46,10 @@ def read_ase_db(path: Path, options: ReadOptions) -> Dataset:
             is one line that starts with the file's name.
     """
     with _decoding(path, "ASE database"):
-        _require_table(path)
+        charges = _total_charges(path)
         database = ase.db.connect(path, type="db", use_lock_file=False)
         metadata = database.metadata
-        frames = [_atoms(row, metadata) for row in database.select()]
+        frames = [_atoms(row, metadata, charges) for row in database.select()]
     return dataset_of(frames, options, path.name)
 
 
@@ -91,22 +92,31 @@ def _decoding(path: Path, kind: str) -> Iterator[None]:
         ) from None
 
 
-def _require_table(path: Path) -> None:
-    """Refuse a file without ASE's table `systems`, because ASE would create it.
+def _total_charges(path: Path) -> dict[int, Any]:
+    """Return the values of `charge` among the key-value pairs of rows, by the number of the row.
 
-    It must be a table of stored rows: a view or a virtual table may produce rows without end.
+    ASE writes them, but reads the sum of the initial charges of the atoms in their place. A file
+    without ASE's table `systems` is refused, because ASE would create it. It must be a table of
+    stored rows: a view or a virtual table may produce rows without end.
     """
     uri = f"{path.absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True)) as connection:
         found = connection.execute("SELECT type, sql FROM sqlite_master WHERE name = 'systems'")
         kind, sql = found.fetchone() or ("", "")
-    if kind != "table" or not str(sql).startswith("CREATE TABLE"):
-        raise ValueError("no such table: systems")
+        if kind != "table" or not str(sql).startswith("CREATE TABLE"):
+            raise ValueError("no such table: systems")
+        rows = connection.execute(
+            "SELECT id, key_value_pairs FROM systems WHERE key_value_pairs LIKE '%\"charge\"%'"
+        )
+        pairs = {number: json.loads(text) for number, text in rows}
+    return {number: found["charge"] for number, found in pairs.items() if "charge" in found}
 
 
-def _atoms(row: AtomsRow, metadata: Mapping[str, Any]) -> Atoms:
+def _atoms(row: AtomsRow, metadata: Mapping[str, Any], charges: Mapping[int, Any]) -> Atoms:
     """Return the structure with its results, and all other data of the row in `info`."""
     info = {**row.data, **row.key_value_pairs}
+    if row.id in charges:
+        info["charge"] = charges[row.id]
     if "level_of_theory" in metadata:
         info.setdefault("level_of_theory", metadata["level_of_theory"])
     if "units" not in info and (units := _units(metadata)):

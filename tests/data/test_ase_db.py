@@ -149,15 +149,18 @@ def test_charge_spin_splits_and_level_of_theory(written):
         (oxygen, {"multiplicity": 3, "split": "train"}, {"energy": -1.0}),
         (oxygen, {"total_charge": 1, "split": "test"}, {"energy": -2.0}),
         (oxygen, {"split": "train"}, {"energy": -3.0, "charge": -1, "spin": 2}),
+        # which ASE reads as the sum of the charges of atoms
+        (oxygen, {"charge": -3, "split": "train"}, {"energy": -4.0, "spin": 2}),
     ]
     found = data.read(written(rows, {"level_of_theory": "HF"}))
     assert [atoms.info for atoms in found.structures] == [
         {"spin": 3},
         {"charge": 1},
         {"charge": -1, "spin": 2},
+        {"charge": -3, "spin": 2},
     ]
     assert found.level_of_theory == "HF"
-    assert {k: v.tolist() for k, v in found.splits.items()} == {"train": [0, 2], "test": [1]}
+    assert {k: v.tolist() for k, v in found.splits.items()} == {"train": [0, 2, 3], "test": [1]}
     rows[1] = (oxygen, {"total_charge": 1, "spin": 1}, {"energy": -2.0})
     with pytest.raises(ValueError, match=r"^rows.db: structure 1: .* is impossible"):
         data.read(written(rows))

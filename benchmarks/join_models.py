@@ -41,17 +41,28 @@ def main() -> None:
     parser.add_argument("--split", help="the test set's name in the file")
     parser.add_argument("--refer", action="store_true", help="name shipped members, not copy them")
     options = parser.parse_args()
+    if len(options.models) > 1 and (options.data is None or options.split is None):
+        parser.error("several models are tested: give --data and --split")
+    try:
+        join(options)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+def join(options: argparse.Namespace) -> None:
+    """Write the file of the options, and a card if there are several models."""
     members = [load(name) for name in options.models]
     output = options.output
     named = [name for name in shipped_models() if name != output.stem] if options.refer else []
     if len(members) == 1:
         save(members[0], output, refer_to=named)
         return
-    if options.data is None or options.split is None:
-        parser.error("several models are tested: give --data and --split")
     names = [model_name(name) for name in options.models]
     committee = Committee(members)
     dataset = read(options.data, labels=options.labels)
+    if options.split not in dataset.splits:
+        known = ", ".join(dataset.splits) or "none"
+        raise ValueError(f"{options.data.name} has no split {options.split!r}, only: {known}")
     test = dataset[dataset.splits[options.split]]
     found = {
         name: errors(predict(potential, test), test)

@@ -4,16 +4,20 @@ Loops take a `LayerRows`. Without ghosts every layer reads and updates all atoms
 is `Messenger`, a C function that exchanges rows of ghosts with other processes.
 """
 
+from __future__ import annotations
+
 import ctypes
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attncalc.graph import GhostLayers, LayerExchange
 from attncalc.kernels.simd.barrier import call, wait_for_all
 from attncalc.kernels.simd.loops import inner_loop
+
+if TYPE_CHECKING:  # it imports torch, which a process that only compiles does not need
+    from attncalc.graph import GhostLayers, LayerExchange
 
 
 class LayerRows(NamedTuple):
@@ -34,7 +38,7 @@ class LayerRows(NamedTuple):
     @classmethod
     def of(
         cls, ghosts: GhostLayers | None, n_atoms: int, n_layers: int, messenger: int = 0
-    ) -> "LayerRows":
+    ) -> LayerRows:
         """Return the rows for a graph with these ghosts.
 
         Only the results for own atoms are read from the last layer. So it needs the results of the

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import multiprocessing
 import os
 import pickle
+import runpy
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -26,9 +30,10 @@ from click.testing import CliRunner, Result
 
 from attncalc.cli import main
 
+TESTS = Path(__file__).resolve().parent
 ETHANOL = "so3krates-ethanol"
 SECONDS_TO_WAIT = 300  # for another process, however slow the machine
-COPPER = str(Path(__file__).parent / "models" / "cu-emt.safetensors")
+COPPER = str(TESTS / "models" / "cu-emt.safetensors")
 
 
 def attncalc(*arguments: object) -> Result:
@@ -105,14 +110,70 @@ class Forked:
         return self._process.exitcode, what
 
 
-def says_all_to(file: Path) -> None:
-    """Let all that this process, a fork, writes to a terminal go to a file, as of a new process.
+def python_forked(
+    *arguments: object, folder: Path, changed: Callable[[], object] = lambda: None
+) -> tuple[int, str, str]:
+    """Run Python in a fork of this process, where nothing is imported again.
+
+    What the program forgets to import may be there all the same: of a package that tests have
+    imported, all modules are.
+
+    Args:
+        arguments: of Python: a script, "-m" and a module or "-c" and code; and those of this.
+        folder: to run in.
+        changed: called there first.
+
+    Returns:
+        Exit status, and what it said on stdout and stderr.
+    """
+    kind, *others = map(str, arguments)
+
+    def run() -> None:
+        says_all_to(said / "out", said / "err")
+        os.chdir(folder)
+        os.environ |= {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+        first = "" if kind in ("-c", "-m") else str(Path(kind).parent)
+        sys.path[:] = [first, *(path for path in sys.path if path != str(TESTS))]
+        sys.argv = [kind, *others]
+        changed()
+        try:
+            if kind == "-c":
+                sys.argv = ["-c", *others[1:]]
+                exec(compile(others[0], "<string>", "exec"), {"__name__": "__main__"})
+            elif kind == "-m":
+                sys.argv = others
+                runpy.run_module(others[0], run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(kind, run_name="__main__")
+        except Exception:
+            traceback.print_exc()
+            sys.exit(1)
+        finally:
+            ctypes.CDLL(None).fflush(None)  # a fork ends without what libraries in C still hold
+
+    with tempfile.TemporaryDirectory() as name:
+        said = Path(name)
+        process = multiprocessing.get_context("fork").Process(target=run)
+        process.start()
+        in_time = ends_in_time(process)
+        out, err = ((said / one).read_text() for one in ("out", "err"))
+    assert in_time, f"it went on for {SECONDS_TO_WAIT} s, and said: {out}{err}"
+    assert process.exitcode is not None
+    return process.exitcode, out, err
+
+
+def says_all_to(file: Path, errors: Path | None = None) -> None:
+    """Let all that this process, a fork, writes to a terminal go to files, as of a new process.
 
     Nothing is caught by pytest, and coverage, which would not be saved, is not measured.
+
+    Args:
+        file: of stdout.
+        errors: of stderr; the same if None.
     """
     sys.settrace(None)
-    for number in (1, 2):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    for number, path in ((1, file), (2, errors or file)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     logging.getLogger().handlers.clear()
     warnings.resetwarnings()

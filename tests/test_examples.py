@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import ast
-import multiprocessing
 import os
 import re
-import runpy
 import subprocess
 import sys
-import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +16,11 @@ import pytest
 import torch
 from ase.io import read
 from ase.units import GPa
-from command_line import ends_in_time
+from command_line import python_forked
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("[0-9][0-9]_*.py"))
 README = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
-TESTS = str(EXAMPLES.parent / "tests")
 # silicon by PBE: of the data of its model
 LATTICE_CONSTANT, BULK_MODULUS = 5.469, 88.6  # Å, GPa
 
@@ -50,33 +45,12 @@ def run_anew(script: Path, folder: Path) -> tuple[int, str, str]:
 
 def run_forked(script: Path, folder: Path) -> tuple[int, str, str]:
     """Run it in a fork of this process, where nothing is imported again; return as `run_anew`."""
-    said = folder.with_name(f"{folder.name}-said")
-    said.mkdir()
 
-    def run() -> None:
-        sys.settrace(None)  # coverage would not be saved
-        os.chdir(folder)
-        sys.path[:] = [str(EXAMPLES), *(path for path in sys.path if path != TESTS)]
+    def changed() -> None:
         torch.seed()  # by chance, as in a new process
-        with (
-            open(said / "out", "w") as out,
-            open(said / "err", "w") as err,
-            redirect_stdout(out),
-            redirect_stderr(err),
-            warnings.catch_warnings(),
-        ):
-            warnings.filterwarnings("error", category=DeprecationWarning, module=r"__main__\Z")
-            try:
-                runpy.run_path(str(script), run_name="__main__")
-            except Exception:
-                traceback.print_exc()
-                sys.exit(1)
+        warnings.filterwarnings("error", category=DeprecationWarning, module=r"__main__\Z")
 
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    ends_in_time(process)
-    assert process.exitcode is not None
-    return process.exitcode, (said / "out").read_text(), (said / "err").read_text()
+    return python_forked(script, folder=folder, changed=changed)
 
 
 @pytest.fixture

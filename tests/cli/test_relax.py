@@ -14,7 +14,16 @@ from ase.build import bulk, fcc111, molecule
 from ase.constraints import FixAtoms, FixScaled, FixSymmetry, Hookean
 from ase.io import read, write
 from ase.optimize import FIRE, LBFGS
-from command_line import COPPER, ETHANOL, attncalc, fails, files, labelled, succeeds
+from command_line import (
+    COPPER,
+    ETHANOL,
+    attncalc,
+    fails,
+    files,
+    fork_workers,
+    labelled,
+    succeeds,
+)
 
 from attncalc import AttnCalculator, plots
 from attncalc.cli import relax as module
@@ -88,8 +97,9 @@ def test_relax_draws_every_course(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("cell", [(), ("--cell",), ("--workers", 1)], ids=["", "cell", "many"])
-def test_relaxed_structures_are_at_rest(cell: tuple) -> None:
+def test_relaxed_structures_are_at_rest(cell: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     """They have no velocities, and no step and novelty of the frame that they were."""
+    fork_workers(monkeypatch)
     (atoms,) = rattled(1)
     atoms.set_momenta(np.ones((4, 3)))
     atoms.info |= {"step": 70, "novelty": 3.0, "charge": 0}
@@ -283,8 +293,9 @@ def test_relax_of_several_by_lbfgs() -> None:
         assert one.get_potential_energy() == pytest.approx(other.get_potential_energy(), abs=1e-5)
 
 
-def test_relax_of_one_is_that_among_several() -> None:
+def test_relax_of_one_is_that_among_several(monkeypatch: pytest.MonkeyPatch) -> None:
     """With --workers too."""
+    fork_workers(monkeypatch)
     write("many.extxyz", many())
     write("one.extxyz", many()[:1])
     succeeds("relax", "many.extxyz", "--model", COPPER, "-o", "several.xyz")
@@ -523,7 +534,8 @@ def test_relax_leaves_vacuum_as_it_is() -> None:
     assert np.abs(shifts).max() < 1e-12, "fixed atoms keep their height"
 
 
-def test_relax_refuses_cells_that_cannot_relax() -> None:
+def test_relax_refuses_cells_that_cannot_relax(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_workers(monkeypatch)
     forgotten, tilted = bulk("Cu", cubic=True), slab()
     forgotten.pbc = False
     tilted.rotate(20, "x", rotate_cell=True)

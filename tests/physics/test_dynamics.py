@@ -52,8 +52,8 @@ def total_energies(start: Atoms, timestep: float, time: float) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def half_femtosecond(start: Atoms) -> np.ndarray:
-    """Total energies of 200 fs at 0.5 fs."""
-    return total_energies(start, 0.5, 200.0)
+    """Total energies of 100 fs at 0.5 fs."""
+    return total_energies(start, 0.5, 100.0)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_energy_fluctuates_with_the_timestep_squared(
     1.8 and 2.2.
     """
     timesteps = np.array([0.25, 0.5, 1.0])
-    finer, coarser = (total_energies(start, dt, 200.0) for dt in (0.25, 1.0))
+    finer, coarser = (total_energies(start, dt, 100.0) for dt in (0.25, 1.0))
     fluctuation = np.array([part.std() for part in (finer, half_femtosecond, coarser)])
     exponents = np.diff(np.log(fluctuation)) / np.log(2)
     overall = np.polyfit(np.log(timesteps), np.log(fluctuation), 1)[0]

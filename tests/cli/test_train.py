@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from ase.io import read, write
 from click.testing import Result
-from command_line import attncalc, fails, labelled, succeeds, wait_until
+from command_line import Forked, attncalc, fails, labelled, succeeds, wait_until
 
 from attncalc import load
 from attncalc.model_file import NETWORKS
+from attncalc.train.module import TrainingModule
 
 RECIPE = """\
 name: tiny
@@ -47,36 +48,28 @@ def test_train() -> None:
     assert f"| force | {mae:.2f} |" in Path(told["card"]).read_text()
 
 
-TRAIN_ONE_EPOCH = """
-import time
-from attncalc.cli import main
-from attncalc.train.module import TrainingModule
+def sleep_in_the_second_epoch() -> None:
+    step = TrainingModule.training_step
 
-step = TrainingModule.training_step
+    def until_the_second(module: TrainingModule, batch: Any, k: int) -> Any:
+        if module.current_epoch == 1:
+            time.sleep(1000)
+        return step(module, batch, k)
 
-def until_the_second(module, batch, k):
-    if module.current_epoch == 1:
-        time.sleep(1000)
-    step(module, batch, k)
-
-TrainingModule.training_step = until_the_second
-main()
-"""
+    TrainingModule.training_step = until_the_second
 
 
 def test_train_in_a_folder_of_another_process() -> None:
     """Refused until that is gone, by kill -9; then the training goes on."""
     write("cu.extxyz", labelled(10))
     Path("tiny.yaml").write_text(RECIPE)
-    process = subprocess.Popen(
-        [sys.executable, "-c", TRAIN_ONE_EPOCH, "train", "tiny.yaml", "-o", "out"],
-        stderr=subprocess.DEVNULL,
-    )
+    train = ("train", "tiny.yaml", "-o", "out")
+    process = Forked(*train, changed=sleep_in_the_second_epoch)
     checkpoint = Path("out/last.ckpt")
     try:
         wait_until(checkpoint.exists, process)
         left = {path: path.read_bytes() for path in Path("out").iterdir()}
-        refused = attncalc("train", "tiny.yaml", "-o", "out")
+        refused = attncalc(*train)
         assert refused.exit_code == 1
         assert refused.stderr.splitlines()[-1] == (
             f"Error: out: another run is still writing it (process {process.pid}): wait for its "
@@ -85,7 +78,7 @@ def test_train_in_a_folder_of_another_process() -> None:
         assert {path: path.read_bytes() for path in Path("out").iterdir()} == left
     finally:
         process.kill()
-        process.wait()
+        process.ended()
     assert len(load_history(checkpoint)) == 1
     result = attncalc("train", "tiny.yaml", "-o", "out")
     assert result.exit_code == 0, result.output

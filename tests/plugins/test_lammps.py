@@ -18,7 +18,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io.lammpsdata import write_lammps_data
-from command_line import fails
+from command_line import fails, python_forked
 from contract import random_potential
 from networks import tiny_so3krates
 
@@ -135,15 +135,22 @@ def folder_of(base: Path) -> Path:
     return base
 
 
-def environment() -> dict[str, str]:
+def mpiexec(n: int, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Python in so many processes; one is a fork of this, where nothing is imported again."""
+    if n == 1:
+        # MPI is begun once in a process, and its forks cannot begin it again
+        assert not {"lammps", "mpi4py.MPI"} & set(sys.modules)
+        return subprocess.CompletedProcess(arguments, *python_forked(*arguments, folder=cwd))
     paths = [str(REPOSITORY), str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-
-
-def mpiexec(n: int, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [str(MPIEXEC), "-n", str(n), sys.executable, *map(str, arguments)]
-    given: dict[str, Any] = {"env": environment(), "capture_output": True, "text": True}
-    return subprocess.run(command, **given | options, check=False, timeout=900)
+    return subprocess.run(
+        [str(MPIEXEC), "-n", str(n), sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +163,7 @@ def found(folder: Path) -> dict[int, dict[str, Any]]:
     """Results of all cases, by the number of processes."""
     everything = {}
     for n in (1, 2):
-        done = mpiexec(n, Path(__file__).with_name("lammps_cases.py"), folder)
+        done = mpiexec(n, Path(__file__).with_name("lammps_cases.py"), folder, cwd=folder)
         assert done.returncode == 0, done.stdout + done.stderr
         everything[n] = json.loads((folder / f"ranks-{n}.json").read_text())
     return everything
@@ -467,14 +474,7 @@ def test_refusals(folder: Path):
     for k, changes in enumerate(REFUSED.values()):
         paths.append(folder / f"in.refused{k}")
         paths[-1].write_text(SMALL.format(**USUAL | changes))
-    done = subprocess.run(
-        [sys.executable, "-c", REFUSALS, *map(str, paths)],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = mpiexec(1, "-c", REFUSALS, *paths, cwd=folder)
     assert done.returncode != 0
     lines = [*done.stdout.splitlines(), done.stderr]
     assert len(lines) == len(REFUSED) + 1, done.stdout + done.stderr
@@ -524,14 +524,8 @@ def test_other_styles_keep_their_coefficients(folder: Path):
         text = HYBRID.format(style=style, lines="\n".join(lines))
         (folder / f"in.hybrid{k}").write_text(text)
     program = REFUSALS.replace("lmp.close()", "print(lmp.get_thermo('pe')); lmp.close()")
-    done = subprocess.run(
-        [sys.executable, "-c", program, *(f"in.hybrid{k}" for k in range(len(cases)))],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    scripts = [f"in.hybrid{k}" for k in range(len(cases))]
+    done = mpiexec(1, "-c", program, *scripts, cwd=folder)
     energies = [float(line) for line in done.stdout.splitlines()[1:]]
     assert energies == pytest.approx([energies[0]] * len(cases), abs=1e-9)
 

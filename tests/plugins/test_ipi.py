@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from ase import Atoms, units
 from ase.build import molecule
 from ase.io import write
 from ase.stress import voigt_6_to_full_3x3_stress
+from command_line import python_forked
 from crystals import silicon
 
 from attncalc import AttnCalculator
@@ -99,24 +98,17 @@ def run(folder: Path, batch: int, steps: int = 8) -> np.ndarray:
     """Properties of a short run of four beads, [1 + steps, 4]."""
     folder.mkdir()
     write(folder / "ethanol.xyz", ethanol())
-    done = started(folder, batch, steps)
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    status, out, err = started(folder, batch, steps)
+    assert status == 0, out[-1000:] + err[-2000:]
     return np.loadtxt(folder / "run.out")
 
 
-def started(folder: Path, batch: int, steps: int) -> subprocess.CompletedProcess[str]:
+def started(folder: Path, batch: int, steps: int) -> tuple[int, str, str]:
+    """Exit status of i-PI, and what it said on stdout and stderr."""
     driver = REPOSITORY / "attncalc/plugins/ipi_driver.py"
     (folder / "input.xml").write_text(INPUT.format(driver=driver, batch=batch, steps=steps))
     script = Path(sys.executable).parent / "i-pi"
-    return subprocess.run(
-        [sys.executable, script, "input.xml"],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    return python_forked(script, "input.xml", folder=folder)
 
 
 def test_beads_in_one_batch_move_as_one_by_one(tmp_path):
@@ -133,7 +125,7 @@ def test_an_error_in_a_thread_of_ipi_ends_it(tmp_path):
     atoms = ethanol()
     atoms.positions[1] = atoms.positions[0]
     write(tmp_path / "ethanol.xyz", atoms)
-    done = started(tmp_path, 4, 8)
-    assert done.returncode == 1
-    assert "Error: attncalc: " in done.stderr
-    assert "Traceback" not in done.stderr
+    status, _, err = started(tmp_path, 4, 8)
+    assert status == 1
+    assert "Error: attncalc: " in err
+    assert "Traceback" not in err

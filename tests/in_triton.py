@@ -1,6 +1,7 @@
 """Triton without a GPU: programs in its interpreter, and kernels compiled for one.
 
-Triton decides when it is imported whether it interprets, so each program has a process of its own.
+Triton decides when it is imported whether it interprets, so each program that it interprets has a
+process of its own.
 """
 
 from __future__ import annotations
@@ -9,27 +10,14 @@ import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 TESTS = Path(__file__).parent
-
-# `compile(kernel, types, **constants)` for an H100, H200 ...; nothing may lose digits on the way
-COMPILER = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
-compiled = []
-
-def compile(kernel, types, **constants):
-    types = types | dict.fromkeys(constants, "constexpr")
-    numbers = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(fn=kernel, signature=types, constexprs=numbers)
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-    assert "cubin" in made.asm
-    assert ".f32" not in made.asm["ptx"]
-    compiled.append(made)
-"""
+FUSED = {"TRITON_DEFAULT_FP_FUSION": "1"}  # what it does anyway, and warns of
 
 
 class _StayPatched:
@@ -72,15 +60,43 @@ def interpreted(program: str, cache: Path) -> str:
     return _output_of(program, cache, TRITON_INTERPRET="1")
 
 
-def compiled_for_a_gpu(program: str, cache: Path) -> int:
-    """How many kernels a program compiled by `compile`."""
-    return int(_output_of(f"{COMPILER}\n{program}\nprint(len(compiled))", cache))
+def compiled_for_a_gpu(
+    compile_all: Callable[[Callable[..., None]], None], cache: Path, patch: pytest.MonkeyPatch
+) -> int:
+    """How many kernels a function compiles; nothing may lose digits on the way.
+
+    Args:
+        compile_all: gets `compile(kernel, types, **constants)` for an H100, H200 ...
+        cache: a folder for what is compiled.
+        patch: sets what Triton reads.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("Triton interprets in this process")
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    for name, value in ({"TRITON_CACHE_DIR": str(cache)} | FUSED).items():
+        patch.setenv(name, value)
+    compiled = []
+
+    def compile(kernel: Any, types: dict[str, str], **constants: Any) -> None:
+        types = types | dict.fromkeys(constants, "constexpr")
+        numbers = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+        source = ASTSource(fn=kernel, signature=types, constexprs=numbers)
+        made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+        assert "cubin" in made.asm
+        assert ".f32" not in made.asm["ptx"]
+        compiled.append(made)
+
+    compile_all(compile)
+    return len(compiled)
 
 
 def _output_of(program: str, cache: Path, **variables: str) -> str:
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     environment = os.environ | {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(cache)} | variables
-    environment |= {"TRITON_DEFAULT_FP_FUSION": "1"}  # what it does anyway, and warns of
+    environment |= FUSED
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=environment,

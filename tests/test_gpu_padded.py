@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -121,33 +122,33 @@ for fault, words in ((0.0, "atom 1 (C) and atom 2 (O) are 0.0e+00 Å apart"), (n
 print("equal")
 """
 
-KERNELS = """
-from attncalc.neighbors import gpu_list, gpu_padded
 
-def types(kernel, whole):
-    return {name: "*i64" if name in whole else "*fp64" for name in kernel.arg_names}
+def compile_all(compile: Callable[..., None]) -> None:
+    from attncalc.neighbors import gpu_list, gpu_padded
 
-indices = {"system_idx", "old_system_idx", "receivers", "senders", "cell_shifts"}
-for chosen in (True, False):
-    edges, stale = gpu_padded._edges, gpu_padded._stale
-    compile(
-        edges,
-        types(edges, indices) | {"edge_mask": "*i8", "n_edges": "i32"},
-        HAS_IMAGES=chosen,
-        BLOCK=gpu_padded.EDGES_PER_BLOCK,
-    )
-    bits = dict.fromkeys(("pbc", "old_pbc", "stale"), "*i8")
-    compile(
-        stale,
-        types(stale, indices) | bits | {"n_atoms": "i32"},
-        IS_PERIODIC=chosen,
-        BLOCK=gpu_padded.ATOMS_PER_BLOCK,
-    )
-    search = gpu_list._search
-    whole = {"system_idx", "first_atoms", "starts", "receivers", "senders", "cell_shifts"}
-    short = dict.fromkeys(("n_shifts", "counts"), "*i32")
-    compile(search, types(search, whole) | short, STORES=chosen, B=gpu_list.BLOCK)
-"""
+    def types(kernel, whole):
+        return {name: "*i64" if name in whole else "*fp64" for name in kernel.arg_names}
+
+    indices = {"system_idx", "old_system_idx", "receivers", "senders", "cell_shifts"}
+    for chosen in (True, False):
+        edges, stale = gpu_padded._edges, gpu_padded._stale
+        compile(
+            edges,
+            types(edges, indices) | {"edge_mask": "*i8", "n_edges": "i32"},
+            HAS_IMAGES=chosen,
+            BLOCK=gpu_padded.EDGES_PER_BLOCK,
+        )
+        bits = dict.fromkeys(("pbc", "old_pbc", "stale"), "*i8")
+        compile(
+            stale,
+            types(stale, indices) | bits | {"n_atoms": "i32"},
+            IS_PERIODIC=chosen,
+            BLOCK=gpu_padded.ATOMS_PER_BLOCK,
+        )
+        search = gpu_list._search
+        whole = {"system_idx", "first_atoms", "starts", "receivers", "senders", "cell_shifts"}
+        short = dict.fromkeys(("n_shifts", "counts"), "*i32")
+        compile(search, types(search, whole) | short, STORES=chosen, B=gpu_list.BLOCK)
 
 
 def test_the_kernels_are_the_tensor_operations(tmp_path: Path) -> None:
@@ -159,5 +160,5 @@ def test_all_pairs_are_those_of_the_cpu(tmp_path: Path) -> None:
     assert interpreted(SEARCH, tmp_path) == "equal"
 
 
-def test_they_compile_for_a_gpu(tmp_path: Path) -> None:
-    assert compiled_for_a_gpu(KERNELS, tmp_path) == 6
+def test_they_compile_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compiled_for_a_gpu(compile_all, tmp_path, monkeypatch) == 6

@@ -27,6 +27,11 @@ _FAR, _TIMES_MEDIAN = 10.0, 20.0
 _ROUNDS, _SMALLEST_DEVIATION = 30, 1e-3
 
 
+def elements_of(dataset: Dataset) -> list[int]:
+    """Return the atomic numbers of a data set, in ascending order."""
+    return sorted({z for atoms in dataset.structures for z in atoms.numbers.tolist()})
+
+
 def reference_energies(dataset: Dataset) -> dict[int, float]:
     """Fit one energy per element by least squares: E ≈ Σ over atoms of the element's energy.
 

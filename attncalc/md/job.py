@@ -34,7 +34,7 @@ from attncalc.md.velocities import runaway
 from attncalc.md.watch import EVERY, AlsoEvery, BondWatch, Watch, novelty_columns
 from attncalc.md.with_ase import Frames, no_start
 from attncalc.model_header import DTYPES
-from attncalc.options import positive, whole_number
+from attncalc.options import whole_number
 from attncalc.potential import MOST_THREADS
 from attncalc.system import System
 from attncalc.text import one_line
@@ -156,8 +156,8 @@ def _checked(restart: Restart) -> Settings:
         whole_number("threads", threads, 1, MOST_THREADS)
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if cutoff is not None:
-        positive("long_range_cutoff", cutoff)
+    if cutoff is not None and (not isinstance(cutoff, float) or not cutoff > 0):  # inf: all pairs
+        raise ValueError(f"long_range_cutoff must be a positive number of Å, got {cutoff!r}")
     if restart.integrator != integrator_of(settings):
         raise ValueError("its settings are not those of its integrator")
     return settings

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from ase import Atoms
+from ase.data import ground_state_magnetic_moments
 
 from attncalc.data import Dataset
+from attncalc.data.statistics import elements_of
 from attncalc.potential import Potential
+from attncalc.structures import evaluate, fresh_graphs
+from attncalc.system import System
 from attncalc.train.recipe import Recipe
-from attncalc.train.start import elements_of, errors_of_isolated
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +47,20 @@ def energies_of_isolated(recipe: Recipe, training: Dataset) -> dict[int, float]:
         recipe: the recipe.
         training: structures with the elements of the model.
     """
-    known, reads_spin = training.isolated_energies, recipe.config.get("embed_spin", False)
-    if not known or recipe.baseline or reads_spin or not recipe.energy_weight:
+    reads_spin = recipe.config.get("embed_spin", False)
+    return {} if reads_spin or not recipe.energy_weight else matching_energies(recipe, training)
+
+
+def matching_energies(recipe: Recipe, training: Dataset) -> dict[int, float]:
+    """Return the energies of isolated atoms that have the labels' zero, eV, by atomic number.
+
+    Args:
+        recipe, training: as in `energies_of_isolated`.
+    """
+    known = training.isolated_energies
+    if not known or recipe.baseline or not _is_plausible(binding(training)):
         return {}
-    chosen = {z: known[z] for z in elements_of(training) if z in known}
-    return chosen if _is_plausible(binding(training)) else {}
+    return {z: known[z] for z in elements_of(training) if z in known}
 
 
 def isolated_atoms(recipe: Recipe, training: Dataset) -> Dataset | None:
@@ -128,3 +141,21 @@ def say_isolated(isolated: Dataset | None, training: Dataset, potential: Potenti
             training.source,
             bound,
         )
+
+
+def errors_of_isolated(potential: Potential, known: Mapping[int, float]) -> dict[int, float]:
+    """Return energies of isolated atoms minus those of a potential, eV, by atomic number.
+
+    Atoms that the model refuses, such as radicals of models of closed shells, count too. A network
+    that reads the multiplicity gets that of the ground state.
+    """
+    if not known:
+        return {}
+    atoms = [Atoms([z], info={"spin": _multiplicity(z)}) for z in known]
+    system = System.from_ase(atoms).to(potential.device)
+    found = evaluate(potential, fresh_graphs(potential, system)).energy.tolist()
+    return {z: known[z] - energy for z, energy in zip(known, found, strict=True)}
+
+
+def _multiplicity(z: int) -> int:
+    return int(ground_state_magnetic_moments[z]) + 1

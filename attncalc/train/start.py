@@ -9,19 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from attncalc import data
 from attncalc.data import Dataset
-from attncalc.data.statistics import far_from_composition, per_element
+from attncalc.data.statistics import elements_of, far_from_composition, per_element
 from attncalc.model_file import EARLIER, NETWORKS, PAIR_TERMS, load, model_name
 from attncalc.model_header import DTYPES
 from attncalc.potential import Committee, Potential
-from attncalc.structures import evaluate, evaluate_many, fresh_graphs
-from attncalc.system import System
+from attncalc.structures import evaluate_many
 from attncalc.train.denoising import with_denoising
+from attncalc.train.isolated import errors_of_isolated, matching_energies
 from attncalc.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -50,9 +49,7 @@ def new_potential(recipe: Recipe, training: Dataset) -> Potential:
     potential.set_dtype(DTYPES[recipe.dtype])
     if recipe.baseline:  # stated by every model file that the training writes
         potential.training_info["baseline"] = recipe.baseline
-    return on_the_labels(
-        potential, training, None if recipe.baseline else training.isolated_energies
-    )
+    return on_the_labels(potential, training, matching_energies(recipe, training))
 
 
 def check_start(recipe: Recipe, training: Dataset) -> None:
@@ -65,11 +62,6 @@ def check_start(recipe: Recipe, training: Dataset) -> None:
     """
     if recipe.start_from is not None:
         _starting_model(recipe, training)
-
-
-def elements_of(dataset: Dataset) -> list[int]:
-    """Return the atomic numbers of a data set, in ascending order."""
-    return sorted({z for atoms in dataset.structures for z in atoms.numbers.tolist()})
 
 
 def _random(recipe: Recipe, training: Dataset) -> Potential:
@@ -145,18 +137,6 @@ def _add_to_references(potential: Potential, shift: Mapping[int, float]) -> None
     ours += torch.tensor(by_species, dtype=ours.dtype, device=ours.device)
 
 
-def errors_of_isolated(potential: Potential, known: Mapping[int, float]) -> dict[int, float]:
-    """Return energies of isolated atoms minus those of a potential, eV, by atomic number.
-
-    Atoms that the model refuses, such as radicals of models of closed shells, count too.
-    """
-    if not known:
-        return {}
-    system = System.from_ase([Atoms([z]) for z in known]).to(potential.device)
-    found = evaluate(potential, fresh_graphs(potential, system)).energy.tolist()
-    return {z: known[z] - energy for z, energy in zip(known, found, strict=True)}
-
-
 def _shift(
     training: Dataset, energies: NDArray[np.float64], known: Collection[int]
 ) -> dict[int, float]:
@@ -182,8 +162,7 @@ def _shift(
         ", ".join(named),
     )
     kept = np.setdiff1d(np.arange(len(training)), far)
-    known = {z for k in kept for z in training.structures[k].numbers.tolist()}
-    if known != set(elements_of(training)):
+    if elements_of(training[kept]) != elements_of(training):
         return per_element(training, energies, known)
     return per_element(training[kept], energies[kept], known)
 

@@ -21,7 +21,7 @@ from attncalc.calibrate import calibrate, some_of
 from attncalc.data import Dataset
 from attncalc.data.errors import Errors
 from attncalc.data.fingerprints import count_known, count_repeated, fingerprints
-from attncalc.data.statistics import electrons, with_possible_stress, without_volume
+from attncalc.data.statistics import electrons, elements_of, with_possible_stress, without_volume
 from attncalc.data.streamed import errors_of
 from attncalc.data.stress_checks import can_check_stress
 from attncalc.fast import unfit_widths
@@ -38,6 +38,7 @@ from attncalc.train.card import card, describe_repeated
 from attncalc.train.denoising import denoising_step, margin, with_denoising
 from attncalc.train.isolated import (
     energies_of_isolated,
+    errors_of_isolated,
     isolated_atoms,
     say_isolated,
 )
@@ -51,8 +52,6 @@ from attncalc.train.run_folder import MARK, checksum, locked_folder, remembered
 from attncalc.train.select_step import select_step
 from attncalc.train.start import (
     check_start,
-    elements_of,
-    errors_of_isolated,
     new_potential,
     on_the_labels,
 )

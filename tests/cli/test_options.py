@@ -89,6 +89,8 @@ def test_long_range_cutoff(ethanol_file: str, charged_model: str) -> None:
         succeeds(*run, "--steps", 1, "-o", f"{name}.h5md", *cutoff)
         energy = read_h5md(f"{name}.h5md")[0].get_potential_energy()
         assert energy == pytest.approx(wanted[2.5 if name == "2.5" else math.inf], abs=1e-6)
+    succeeds("md", "--resume", "inf.h5md", "--steps", 2)
+    assert len(read_h5md("inf.h5md")) == 3
     succeeds(*run, "--steps", 3, "-o", "whole.h5md", *short)
     succeeds("md", "--resume", "2.5.h5md", "--steps", 3)
     parts, whole = read_h5md("2.5.h5md"), read_h5md("whole.h5md")

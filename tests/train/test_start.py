@@ -17,7 +17,8 @@ from attncalc.nn.so3krates import So3krates
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential
 from attncalc.train import start
-from attncalc.train.start import check_start, errors_of_isolated, new_potential
+from attncalc.train.isolated import errors_of_isolated
+from attncalc.train.start import check_start, new_potential
 
 
 @pytest.fixture
@@ -253,6 +254,24 @@ def test_labels_that_do_not_tell_elements_apart_keep_those_of_isolated_atoms(rec
     partly = new_potential(recipe, dataclasses.replace(ethanol, isolated_energies=two))
     np.testing.assert_allclose([*errors_of_isolated(partly, two).values()], 0, atol=1e-4)
     assert float(counts @ partly.reference_energies) == pytest.approx(float(total), abs=1e-3)
+
+
+def test_a_failed_calculation_does_not_move_isolated_atoms(recipe, caplog):
+    atoms = [molecule("CH3CH2OH") for _ in range(12)]
+    energies = np.array([-4200.0] * 11 + [0.0])
+    two = {1: -13.6, 6: -1029.5}
+    ethanol = data.Dataset(
+        atoms, energies, [np.zeros((9, 3))] * 12, source="ethanol", isolated_energies=two
+    )
+    found = new_potential(recipe, ethanol)
+    assert "1 energy is far from" in caplog.text
+    np.testing.assert_allclose([*errors_of_isolated(found, two).values()], 0, atol=1e-4)
+
+
+def test_isolated_atoms_of_another_zero_move_nothing(going_on, before, parts):
+    of_zero = dataclasses.replace(parts[0], isolated_energies={28: 0.0, 29: -1000.0})
+    ours, theirs = (new_potential(going_on, one) for one in (of_zero, parts[0]))
+    assert torch.equal(ours.reference_energies, theirs.reference_energies)
 
 
 def test_another_model_starts_near_the_isolated_atoms_of_the_data(going_on, parts):

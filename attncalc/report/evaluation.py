@@ -35,10 +35,11 @@ from attncalc.data.errors import (
 )
 from attncalc.data.fingerprints import LENGTH, count_known
 from attncalc.data.outliers import features_of, outliers
+from attncalc.data.statistics import elements_of
 from attncalc.describe import describe_cutoffs, describe_networks
 from attncalc.model_file import model_name
 from attncalc.potential import Potential
-from attncalc.report.pictures import calibration_pictures, elements_of, gallery, pictures
+from attncalc.report.pictures import calibration_pictures, gallery, pictures
 
 # mark in the head of every report
 GENERATOR = "attncalc eval"

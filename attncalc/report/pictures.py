@@ -23,6 +23,7 @@ from attncalc.data.errors import (
     force_errors,
 )
 from attncalc.data.outliers import Outlier
+from attncalc.data.statistics import elements_of
 from attncalc.report.inline_svg import inline_svg
 
 # structures drawn, and most atoms of one, so that single atoms can be seen
@@ -152,10 +153,6 @@ def gallery(
         "gallery",
         "The structures with the largest errors of a force, by index in the file.",
     )
-
-
-def elements_of(dataset: Dataset) -> list[int]:
-    return sorted({z for structure in dataset.structures for z in structure.numbers.tolist()})
 
 
 def _picture(figure: Figure, name: str, caption: str) -> Picture:

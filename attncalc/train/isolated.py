@@ -121,10 +121,8 @@ def say_isolated(isolated: Dataset | None, training: Dataset, potential: Potenti
     """
     if isolated is not None:
         names = [str(atoms.symbols) for atoms in isolated.structures]
-        known = {
-            int(a.numbers[0]): e
-            for a, e in zip(isolated.structures, isolated.energies, strict=True)
-        }
+        numbers = (int(atoms.numbers[0]) for atoms in isolated.structures)
+        known = dict(zip(numbers, isolated.energies.tolist(), strict=True))
         off = max(map(abs, errors_of_isolated(potential, known).values()))
         log.info(
             "training on the isolated atoms of the data too: %s, %d times an epoch each; their "

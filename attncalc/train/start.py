@@ -120,10 +120,11 @@ def on_the_labels(
     Args:
         potential: its reference energies are changed.
         training: structures with labels.
-        isolated: energies of isolated atoms by atomic number, eV, as far as they are known.
+        isolated: energies of isolated atoms of the model's elements by atomic number, eV, as far as
+            they are known.
     """
     some = _some_of_all_elements(training)
-    known = {z: energy for z, energy in (isolated or {}).items() if z in potential.species}
+    known = isolated or {}
     _add_to_references(potential, errors_of_isolated(potential, known))
     results = evaluate_many(potential, some.structures, batch_atoms=ATOMS_AT_ONCE)
     energies = np.concatenate([result.energy.cpu().numpy() for _, result in results])

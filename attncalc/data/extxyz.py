@@ -22,13 +22,16 @@ from numpy.typing import NDArray
 from attncalc.data.arrays import NAMES_OF_ATOMS
 from attncalc.data.dataset import Dataset, joint_level
 from attncalc.data.units import Factors, ReadOptions, factors, parse_entry
+from attncalc.result import has_volume
 from attncalc.system import SYNONYMS, stated, what_is_ignored
 from attncalc.text import one_line
 
 log = logging.getLogger(__name__)
 
+# -virial is the derivative of the energy with respect to strain, as in QUIP and MACE
+_VIRIALS = ("virial", "virials")
 # Allowed sizes of labels; Dataset checks the forces.
-_SIZES = {"energy": (1,), "free_energy": (1,), "stress": (6, 9)}
+_SIZES = {"energy": (1,), "free_energy": (1,)} | dict.fromkeys(("stress", *_VIRIALS), (6, 9))
 # Names of further labels, which are read if all frames have them.
 FURTHER = {**NAMES_OF_ATOMS, "dipoles": ("dipole", "dipoles")}
 _SPLIT_KEYS = ("split", "group", "config_type")
@@ -211,17 +214,18 @@ def from_ase(
     Energy, forces and stress are the results of each frame's calculator (ASE's reader puts an
     extended XYZ file's `energy`, `forces` and `stress` there), else `info["energy"]`,
     `arrays["forces"]`, `info["stress"]`; stress is in Voigt order or [3, 3]. A prefix defines
-    another label set: `REF_energy`, `REF_forces`, `REF_stress` are the set "REF"; if it is
-    the only set, forces and stress may be without prefix. Partial charges
-    ("charges", "mbis_charges" ...), "hirshfeld_ratios" and "dipole" are read in the same way, but
-    only if all frames have them. If calculators have forces and a `free_energy` that is not their
-    `energy`, it is read as the energy, because forces are its derivatives; then all frames need it.
-    Charge and multiplicity are `info["charge"]` (or
-    `info["total_charge"]`) and `info["spin"]` (or `info["multiplicity"]`); the multiplicity may be
-    absent. Initial charges of atoms are not added up. Neutral single atoms whose
-    `info["config_type"]` is "IsolatedAtom" are not structures of the data set; their energies are
-    its `isolated_energies`. The values of `info["split"]`, `info["group"]` and
-    `info["config_type"]` become `splits`, in the order of the frames.
+    another label set: `REF_energy`, `REF_forces`, `REF_stress` are the set "REF"; if it is the only
+    set, forces and stress may be without prefix. If no frame has stress, all have a volume, and all
+    have a virial ("virial" or "virials", in the unit of the energies), stress is -virial / volume.
+    Partial charges ("charges", "mbis_charges" ...), "hirshfeld_ratios" and "dipole" are read in the
+    same way, but only if all frames have them. If calculators have forces and a `free_energy` that
+    is not their `energy`, it is read as the energy, because forces are its derivatives; then all
+    frames need it. Charge and multiplicity are `info["charge"]` (or `info["total_charge"]`) and
+    `info["spin"]` (or `info["multiplicity"]`); the multiplicity may be absent. Initial charges of
+    atoms are not added up. Neutral single atoms whose `info["config_type"]` is "IsolatedAtom" are
+    not structures of the data set; their energies are its `isolated_energies`. The values of
+    `info["split"]`, `info["group"]` and `info["config_type"]` become `splits`, in the order of the
+    frames.
 
     Args:
         frames: the structures with their labels; they are not changed.
@@ -263,7 +267,7 @@ def labelled(everything: Sequence[Atoms], options: ReadOptions, source: str) -> 
             where = f"{source}, counted without isolated atoms"
         energies = _column(frames, prefix, "energy")
         forces = _with_fallback(frames, prefix, "forces")
-        stress = _stress(frames, prefix, source)
+        stress = _stress(frames, prefix, to_ase, source)
         of_isolated = [prefix + "energy"]  # names, the first one that an atom has
         if _reads_free_energy(frames, options, prefix):
             energies = _column(frames, "", "free_energy")
@@ -281,8 +285,7 @@ def labelled(everything: Sequence[Atoms], options: ReadOptions, source: str) -> 
             fields["energies"] = np.array([e.item() for e in energies or ()]) * to_ase.energy
             if forces is not None:
                 fields["forces"] = [f * to_ase.forces for f in forces]
-            if stress is not None:
-                fields["stress"] = np.stack([_full(s) for s in stress]) * to_ase.stress
+            fields["stress"] = stress
             fields["isolated_energies"] = _by_element(isolated, of_isolated, to_ase.energy)
         for name in FURTHER:
             if (values := _further(frames, prefix, name)) is not None:
@@ -343,20 +346,23 @@ def _by_element(
 def _say_what_is_left_out(frames: Sequence[Atoms], dataset: Dataset) -> None:
     """Warn of what is not read of the first frame: electrons, virial, forces of another name."""
     first = next(atoms for atoms in frames if not _is_isolated(atoms))
-    if known := dataset.isolated_energies:
-        names = " ".join(chemical_symbols[z] for z in known)
+    if isolated := dataset.isolated_energies:
+        names = " ".join(chemical_symbols[z] for z in isolated)
         log.info("%s: energies of isolated atoms are read: %s", dataset.source, names)
     read = dataset.structures[0].copy()
     for name in {"initial_charges", "initial_magmoms"} & first.arrays.keys():
         read.set_array(name, first.arrays[name])
     if ignored := what_is_ignored(read):
         log.warning("%s: %s", dataset.source, ignored)
-    if dataset.stress is None and any("virial" in name.lower() for name in first.info):
-        log.warning("%s: virial is not read: store it as stress, -virial / volume", dataset.source)
+    prefix = "" if dataset.labels == "default" else f"{dataset.labels}_"
+    known = {prefix + name for name in _VIRIALS}
+    virials = [name for name in first.info if "virial" in name.lower() and name not in known]
+    if dataset.stress is None and virials:
+        what, key = ", ".join(virials), prefix + "virial"
+        log.warning("%s: %s is not read, but %s is", dataset.source, what, key)
     others = [name for name in first.arrays if "force" in name.lower()]
     if dataset.forces is None and others:
-        key = "forces" if dataset.labels == "default" else f"{dataset.labels}_forces"
-        log.warning("%s has no %s, but %s", dataset.source, key, ", ".join(others))
+        log.warning("%s has no %sforces, but %s", dataset.source, prefix, ", ".join(others))
 
 
 def _require_last_newline(path: Path) -> None:
@@ -384,6 +390,7 @@ def _factors(frames: Sequence[Atoms], options: ReadOptions, prefix: str) -> Fact
             default_energy_unit="eV",
             energy_name=prefix + "energy",
             forces_name=prefix + "forces",
+            prefix=prefix,
             others={*atoms.info, *atoms.arrays},
         )
         if len(set(found.values())) > 1:
@@ -469,19 +476,37 @@ def _with_fallback(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDAr
     return found
 
 
-def _stress(frames: Sequence[Atoms], prefix: str, source: str) -> list[NDArray] | None:
-    """Return the stresses of all frames; None, with a warning, if only periodic ones have them."""
-    names = [prefix + "stress", *(["stress"] if _is_only_set(frames, prefix) else [])]
-    without = [all(_label(atoms, name) is None for name in names) for atoms in frames]
-    if any(without) and not all(without):
-        missing = [atoms for atoms, lacks in zip(frames, without, strict=True) if lacks]
-        if not any(atoms.pbc.any() for atoms in missing):
+def _stress(
+    frames: Sequence[Atoms], prefix: str, to_ase: Factors, source: str
+) -> NDArray[np.float64] | None:
+    """Return the stresses of all frames, eV/Å³, or those that their virials give.
+
+    None, with a warning, if only some frames have virials, or if only periodic ones have stresses.
+    """
+    for name in ("stress", *_VIRIALS):
+        names = [prefix + name, *([name] if _is_only_set(frames, prefix) else [])]
+        is_virial = name in _VIRIALS
+        missing = [
+            atoms
+            for atoms in frames
+            if all(_label(atoms, one) is None for one in names)
+            or (is_virial and not has_volume(atoms))
+        ]
+        if len(missing) == len(frames):
+            continue
+        if missing and (is_virial or not any(atoms.pbc.any() for atoms in missing)):
+            why = "have none, or no volume" if is_virial else "are not periodic and have none"
             log.warning(
-                "%s: stress is left out: %d of %d structures are not periodic and have none",
-                *(source, len(missing), len(frames)),
+                "%s: %s is left out: %d of %d structures %s",
+                *(source, name, len(missing), len(frames), why),
             )
             return None
-    return _with_fallback(frames, prefix, "stress")
+        values = np.stack([_full(s) for s in _with_fallback(frames, prefix, name) or ()])
+        if not is_virial:
+            return values * to_ase.stress
+        volumes = np.array([atoms.cell.volume for atoms in frames]) * to_ase.length**3
+        return -values * to_ase.virial / volumes[:, None, None]
+    return None
 
 
 def _is_only_set(frames: Sequence[Atoms], prefix: str) -> bool:

@@ -214,13 +214,17 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
     splits: dict[str, list[Integers]] = {}
     electrons: list[tuple[int, int]] = []
     said: set[str] = set()  # keys of `info` that a structure has
-    level, kinds, n = "", set(), 0
+    level, n = "", 0
+    needed: dict[str, bool] = {}  # labels that all parts have, or none
     left_out: set[str] = set()  # labels that are missing in some part, so they are not written
     isolated: dict[int, float] = {}
     for part in parts:
-        kinds.add((part.forces is not None, part.stress is not None))
-        if len(kinds) > 1:
-            raise ValueError(f"{part.source}: not all structures have the same labels")
+        for label in ("forces", "stress"):
+            has = getattr(part, label) is not None
+            if needed.setdefault(label, has) != has:
+                raise ValueError(
+                    f"{part.source}: only some structures have {label}: remove it from all"
+                )
         for label in FURTHER.keys() - left_out:
             if getattr(part, label) is None:
                 left_out.add(label)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ase import units
@@ -53,13 +53,20 @@ _NAMES = {name.lower(): name for table in _TABLES for name in table} | _SPELLING
 LONGEST_UNIT, LONGEST_ENTRY = 60, 2000
 
 # (power of energy, power of length) of each quantity.
-_DIMENSIONS = {"energy": (1, 0), "length": (0, 1), "forces": (1, -1), "stress": (1, -3)}
+_DIMENSIONS = {
+    "energy": (1, 0),
+    "length": (0, 1),
+    "forces": (1, -1),
+    "stress": (1, -3),
+    "virial": (1, 0),
+}
 # Names of each quantity in a stored `units` entry.
 _QUANTITY_NAMES = {
     "energy": ("E", "energy", "energies"),
     "length": ("R", "length", "positions", "coords", "pos", "cell"),
     "forces": ("F", "forces", "force"),
     "stress": ("stress",),
+    "virial": ("virial", "virials"),
     "dipole": ("dipole", "dipoles"),
 }
 
@@ -90,6 +97,7 @@ class Factors:
         length: to Å.
         forces: to eV/Å.
         stress: to eV/Å³.
+        virial: to eV.
         dipole: to e Å.
     """
 
@@ -97,6 +105,7 @@ class Factors:
     length: float
     forces: float
     stress: float
+    virial: float
     dipole: float
 
 
@@ -171,29 +180,30 @@ def parse_entry(entry: str | Mapping[str, str]) -> dict[str, str]:
             continue
         for bare in filter(None, (part.strip() for part in piece.split(","))):
             dimension = parse_unit(bare)[1]
-            stored |= {q: bare for q, powers in _DIMENSIONS.items() if powers == dimension}
+            quantities = [q for q, powers in _DIMENSIONS.items() if powers == dimension]
+            stored |= dict.fromkeys(quantities[:1], bare)  # that of energies is that of virials
     return stored
 
 
 def named_units(
-    stored: Mapping[str, str], *, energy_name: str = "E", forces_name: str = "F"
+    stored: Mapping[str, str], *, energy_name: str = "E", forces_name: str = "F", prefix: str = ""
 ) -> dict[str, str]:
-    """Return quantity ("energy", "length", "forces", "stress", "dipole") -> its key in `stored`.
+    """Return quantity ("energy", "length", "forces" ...) -> its key in `stored`.
 
     Args:
         stored: name → unit string, from `parse_entry`; case does not matter.
         energy_name: the file's name of the energies that are read.
         forces_name: the file's name of the forces that are read.
+        prefix: of the file's names of stress, virials and dipoles.
 
     Raises:
         ValueError: positions and cell, or two other names of one quantity, are in different units.
     """
-    own_names = {"energy": energy_name, "forces": forces_name}
+    own_names = {"energy": [energy_name], "forces": [forces_name]}
     found: dict[str, str] = {}
     for quantity, names in _QUANTITY_NAMES.items():
-        own = _key(stored, own_names.get(quantity, ""))
-        known = [own] if own else list(dict.fromkeys(_key(stored, name) for name in names))
-        for name in filter(None, known):
+        own = _keys(stored, own_names.get(quantity, [prefix + name for name in names]))
+        for name in own or _keys(stored, names):
             first = found.setdefault(quantity, name)
             sizes = [size_of(quantity, stored[n], f'stored units of "{n}"') for n in (first, name)]
             if not math.isclose(*sizes, rel_tol=1e-9):
@@ -204,9 +214,11 @@ def named_units(
     return found
 
 
-def _key(stored: Mapping[str, str], name: str) -> str:
-    """Return a key of `stored` that is a name, or else that differs from it only in case, or ""."""
-    return name if name in stored else next((k for k in stored if k.lower() == name.lower()), "")
+def _keys(stored: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    """Return the keys of `stored` that are names, or else differ from one only in case."""
+    spelt = {key.lower(): key for key in reversed(list(stored))}
+    found = (name if name in stored else spelt.get(name.lower(), "") for name in names)
+    return list(filter(None, dict.fromkeys(found)))
 
 
 def factors(
@@ -216,12 +228,13 @@ def factors(
     default_energy_unit: str | None = None,
     energy_name: str = "E",
     forces_name: str = "F",
+    prefix: str = "",
     others: Collection[str] = (),
 ) -> Factors:
     """Determine the units of a file from its stored units and the user's options.
 
     A stored unit takes precedence. The default unit of lengths is Å. The default units of forces,
-    stress and dipoles are energy/length, energy/length³ and e length.
+    stress, virials and dipoles are energy/length, energy/length³, energy and e length.
 
     Args:
         stored: name → unit string, from `parse_entry`.
@@ -229,6 +242,7 @@ def factors(
         default_energy_unit: convention of the format; None if there is none.
         energy_name: the file's name of the energies that are read.
         forces_name: the file's name of the forces that are read.
+        prefix: of the file's names of stress, virials and dipoles.
         others: names of other quantities that the file has, whose units do not matter.
 
     Raises:
@@ -236,7 +250,7 @@ def factors(
             the energy unit is not stated anywhere, or the file states the unit of an energy or
             force of an unknown name, which is not the one that would be used.
     """
-    named = named_units(stored, energy_name=energy_name, forces_name=forces_name)
+    named = named_units(stored, energy_name=energy_name, forces_name=forces_name, prefix=prefix)
     sizes = {
         quantity: size_of(quantity, stored[name], f'stored units of "{name}"')
         for quantity, name in named.items()
@@ -264,6 +278,7 @@ def factors(
         length=length,
         forces=sizes.get("forces", energy / length),
         stress=sizes.get("stress", energy / length**3),
+        virial=sizes.get("virial", energy),
         dipole=sizes.get("dipole", length),
     )
     for quantity, own, used in (
@@ -316,7 +331,7 @@ def size_of(quantity: str, text: str, where: str) -> float:
     """Return the size of a unit in ASE's units.
 
     Args:
-        quantity: "energy", "length", "forces", "stress" or "dipole".
+        quantity: "energy", "length", "forces", "stress", "virial" or "dipole".
         text: the unit.
         where: beginning of the error message.
 

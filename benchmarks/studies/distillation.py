@@ -55,7 +55,7 @@ from tqdm import tqdm
 from attncalc import System, load, md
 from attncalc.evaluator import Evaluator
 from attncalc.fast import lower
-from attncalc.data import Dataset, read
+from attncalc.data import Dataset, concatenate, read
 from attncalc.data.errors import predict
 from attncalc.sampling.oracles import load_oracle
 
@@ -179,10 +179,12 @@ def sample(options: argparse.Namespace) -> None:
     for positions in tqdm(structures, total=options.n, unit="frame"):
         with suppress(CalculationFailed):
             frames.append((positions, *teacher(positions)))
-    # the mean energy of a harmonic molecule is half of this, and a broken bond costs more
+    # the mean energy of a harmonic molecule: broken bonds cost more, and atoms that fell into each
+    # other may gain energy
     energies = np.array([energy for _, energy, _ in frames])
-    highest = energies.min() + 3 * len(numbers) * units.kB * max(kelvin)
-    kept = [frame for frame in frames if frame[1] < highest]
+    thermal = 1.5 * len(numbers) * units.kB * max(kelvin)
+    usual = np.abs(energies - np.median(energies)) < thermal
+    kept = [frame for frame, is_usual in zip(frames, usual, strict=True) if is_usual]
     write(options.output, numbers, [np.array(values) for values in zip(*kept, strict=True)])
 
 
@@ -190,7 +192,7 @@ def lessons(options: argparse.Namespace) -> None:
     """Step 4: the data file of the training, with corrected labels."""
     dataset = read(options.data, labels=LABELS)
     known, test = dataset[dataset.splits[TRAIN]], dataset[dataset.splits[TEST]]
-    new = read(options.sample)
+    new = concatenate([read(path) for path in options.sample])
     positions, energies, forces = arrays_of(new)
     if options.labelled == bool(options.teachers):
         sys.exit("give --teachers for labels of tight binding, else --labelled, not both")
@@ -236,7 +238,9 @@ def main() -> None:
         help="of the coldest and the hottest replica",
     )  # fmt: skip
     made[sample].add_argument("--seed", type=int, default=1)
-    made[lessons].add_argument("--sample", type=Path, required=True, help="the file of `sample`")
+    made[lessons].add_argument(
+        "--sample", type=Path, nargs="+", required=True, help="files of `sample`"
+    )
     made[lessons].add_argument("--teachers", nargs="*", default=[], help="of `residual`")
     made[lessons].add_argument(
         "--labelled", action="store_true", help="labels of the sample are those of a model"

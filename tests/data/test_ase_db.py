@@ -235,7 +235,7 @@ def test_a_format_of_the_future(crystals, written):
     ("moment", "label", "says"),
     [
         (1.0, "stress", "magnetic moments"),
-        (None, "virial", "rows.db: virial is not read: store it as stress, -virial / volume"),
+        (None, "pbe_virial", "rows.db: pbe_virial is not read, but virial is"),
     ],
 )
 def test_what_is_left_out_is_said(

@@ -489,13 +489,69 @@ def test_free_energies_of_some_structures_are_not_mixed_with_energies(tmp_path):
         assert data.from_ase(frames).energies.tolist() == [-3.0] * 4
 
 
-def test_a_virial_is_not_taken_for_a_stress(tmp_path, caplog):
-    atoms = bulk("Cu")
-    atoms.info |= {"energy": 1.0, "virial": np.eye(3)}
-    ase.io.write(tmp_path / "cu.extxyz", atoms)
-    assert data.read(tmp_path / "cu.extxyz").stress is None
-    said = "cu.extxyz: virial is not read: store it as stress, -virial / volume"
+@pytest.mark.parametrize(("key", "energy"), [("virial", "energy"), ("REF_virials", "REF_energy")])
+def test_a_virial_is_read_as_stress(tmp_path, caplog, key: str, energy: str):
+    """As the strain derivative of EMT's energy, which ASE calls stress, is read."""
+    frames = []
+    for k in range(2):
+        atoms = bulk("Cu", cubic=True)
+        atoms.rattle(0.1, seed=k)
+        atoms.calc = EMT()
+        expected = atoms.get_stress(voigt=False)
+        copy = atoms.copy()
+        copy.info |= {energy: atoms.get_potential_energy(), key: -expected * atoms.get_volume()}
+        frames.append((copy, expected))
+    path = tmp_path / "cu.extxyz"
+    ase.io.write(path, [atoms for atoms, _ in frames])
+    found = data.read(path).stress
+    np.testing.assert_allclose(found, [stress for _, stress in frames], rtol=1e-6, atol=1e-7)
+    assert not caplog.messages
+
+    for atoms, _ in frames:  # virials have the unit of the energies, unless they have their own
+        atoms.info["units"] = f"{energy}: Hartree"
+    np.testing.assert_allclose(
+        data.from_ase([atoms for atoms, _ in frames]).stress, units.Hartree * found
+    )
+    for atoms, _ in frames:
+        atoms.info["units"] = f"{energy}: Hartree; {key}: eV"
+    np.testing.assert_allclose(data.from_ase([atoms for atoms, _ in frames]).stress, found)
+
+
+@pytest.mark.parametrize("prefix", ["", "REF_"])
+@pytest.mark.parametrize("name", ["", "REF_"])
+def test_units_of_stress_and_dipole(prefix: str, name: str):
+    """Also of a label set: its unit was ignored, and GPa were read as eV/Å³."""
+    crystal, water = bulk("Cu"), molecule("H2O")
+    for atoms, key, value, unit, factor in (
+        (crystal, "stress", np.eye(3), "GPa", units.GPa),
+        (water, "dipole", np.ones(3), "Debye", units.Debye),
+    ):
+        atoms.info = {f"{prefix}energy": 1.0, prefix + key: value}
+        atoms.info["units"] = f"energy: eV; {name if prefix else ''}{key}: {unit}"
+        dataset = data.from_ase([atoms])
+        found = dataset.stress if key == "stress" else dataset.dipoles
+        np.testing.assert_allclose(found, [factor * value])
+
+
+def test_virials_of_some_structures_are_left_out(tmp_path, caplog):
+    """As in data of GAP, where some structures have none; a stress would be an error."""
+    frames = [bulk("Cu"), bulk("Cu")]
+    frames[0].info["virial"] = np.eye(3)
+    for atoms in frames:
+        atoms.info["energy"] = 1.0
+    path = tmp_path / "cu.extxyz"
+    ase.io.write(path, frames)
+    assert data.read(path).stress is None
+    said = "cu.extxyz: virial is left out: 1 of 2 structures have none, or no volume"
     assert caplog.messages == [said]
+    caplog.clear()
+    alone = molecule("H2O")  # its virial is no stress
+    alone.info |= {"energy": 1.0, "virial": np.eye(3)}
+    assert data.from_ase([alone]).stress is None
+    frames[0].info |= {"stress": np.eye(3), "virial": np.zeros((3, 3))}
+    np.testing.assert_allclose(
+        data.from_ase(frames[:1]).stress, [np.eye(3)]
+    )  # what is named so comes first
 
 
 def test_forces_and_stress_may_have_no_prefix_if_no_energy_is_without(tmp_path):

@@ -211,7 +211,7 @@ def test_what_is_wrong_with_a_file_is_one_line(path, spoil, message):
 
 
 def test_parts_must_have_the_same_labels(whole, tmp_path):
-    with pytest.raises(ValueError, match="not all structures have the same labels"):
+    with pytest.raises(ValueError, match="only some structures have stress: remove it from all"):
         data.write_hdf5([whole, dataclasses.replace(whole, stress=None)], tmp_path / "a.h5")
     with pytest.raises(ValueError, match="no structure"):
         data.write_hdf5([], tmp_path / "a.h5")

@@ -121,7 +121,7 @@ def verify(
     Raises:
         ValueError: the structure is impossible or not known to the model.
     """
-    structure = random_cluster(potential.species) if atoms is None else atoms.copy()
+    structure = _known_cluster(potential) if atoms is None else atoms.copy()
     structure.set_constraint()  # some change a cell that is strained
     check_system(potential, System.from_ase(structure))
     exact = copy.deepcopy(potential)
@@ -188,6 +188,20 @@ def _with_slopes(
     weights = [weight for _, weight in STENCIL]
     by_direction = torch.cat(energies)[1:].numpy().reshape(-1, len(STENCIL))
     return first, by_direction @ weights / how.step
+
+
+def _known_cluster(potential: Potential) -> Atoms:
+    """Return a random cluster of the model's elements, with a charge and multiplicity it knows."""
+    charge, spin = (
+        min(max(usual, least), largest)
+        for usual, (least, largest) in (
+            (0, potential.known_charges or (0, 0)),
+            (1, potential.known_multiplicities or (1, 1)),
+        )
+    )
+    atoms = random_cluster(potential.species, odd_protons=(charge + spin) % 2 == 0)
+    atoms.info |= {"charge": charge, "spin": spin}
+    return atoms
 
 
 def _forces_are_differences(

@@ -118,8 +118,12 @@ def save(potential: Potential, path: str | Path, *, refer_to: Sequence[str] = ()
         header["training"]["baseline"] = potential.baseline
     if potential.knows_closed_shells_only:
         header["training"]["closed_shells"] = True
-    if (charges := potential.known_charges) is not None:
-        header["training"]["total_charges"] = list(charges)
+    for name, known in (
+        ("total_charges", potential.known_charges),
+        ("multiplicities", potential.known_multiplicities),
+    ):
+        if known is not None:
+            header["training"][name] = list(known)
     # as it will be read: JSON turns keys into strings and tuples into lists
     header = json.loads(json.dumps(header, allow_nan=False))
     header["checks"] = {"sha256": signature(header, tensors)}

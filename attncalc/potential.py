@@ -110,7 +110,15 @@ class Potential(nn.Module):
     @property
     def known_charges(self) -> tuple[int, int] | None:
         """Smallest and largest total charge [e] that all members were trained on; None: unknown."""
-        ranges = [info.get("total_charges") for info in self._trainings]
+        return self._trained_on("total_charges")
+
+    @property
+    def known_multiplicities(self) -> tuple[int, int] | None:
+        """Smallest and largest multiplicity that all members were trained on; None: unknown."""
+        return self._trained_on("multiplicities")
+
+    def _trained_on(self, name: str) -> tuple[int, int] | None:
+        ranges = [info.get(name) for info in self._trainings]
         known = [(int(least), int(largest)) for least, largest in filter(None, ranges)]
         return (max(k[0] for k in known), min(k[1] for k in known)) if known else None
 

@@ -30,8 +30,14 @@ def pairs(species: tuple[int, ...], shortest: float, longest: float) -> list[Ato
     ]
 
 
-def random_cluster(species: tuple[int, ...], seed: int = 0) -> Atoms:
-    """Return at most twelve random atoms, none closer than 1.1 Å, with an even electron number."""
+def random_cluster(species: tuple[int, ...], seed: int = 0, *, odd_protons: bool = False) -> Atoms:
+    """Return at most twelve random atoms, none closer than 1.1 Å, with an even number of protons.
+
+    Args:
+        species: elements that are drawn.
+        seed: of positions and elements.
+        odd_protons: draw an odd number of protons, if there is an element of odd number.
+    """
     rng = np.random.default_rng(seed)
     positions = np.zeros((1, 3))
     while len(positions) < N_ATOMS:
@@ -40,9 +46,10 @@ def random_cluster(species: tuple[int, ...], seed: int = 0) -> Atoms:
             positions = np.vstack([positions, trial])
     numbers = rng.choice(species, N_ATOMS)
     odd = np.flatnonzero(numbers % 2)
-    if len(odd) % 2:  # repeat an odd element, or remove its atom, for an even electron number
+    if len(odd) % 2 != odd_protons and len(odd):
+        # repeat an odd element, or remove its atom
         numbers[(odd[0] + 1) % N_ATOMS] = numbers[odd[0]]
-        if np.count_nonzero(numbers % 2) % 2:
+        if np.count_nonzero(numbers % 2) % 2 != odd_protons:
             numbers = np.delete(numbers, odd[0])
             positions = np.delete(positions, odd[0], axis=0)
     return Atoms(numbers=numbers, positions=positions)

@@ -158,8 +158,8 @@ def check_electrons(
 
     Raises:
         ValueError: a structure is charged, or not in its lowest spin state, and the network has no
-            input for that; its charge is outside the range of the training; or it is a radical, and
-            the model was trained on closed shells only.
+            input for that; its charge or multiplicity is outside the range of the training; or it
+            is a radical, and the model was trained on closed shells only.
     """
     if not potential.reads_charge and (charged := charge[charge != 0]).numel():
         raise ValueError(
@@ -172,30 +172,37 @@ def check_electrons(
             'state; remove atoms.info["spin"] or use a model with spin input'
         )
     if potential.reads_charge and (known := potential.known_charges) is not None:
-        _refuse_charges(charge, pbc, *known)
+        _refuse_others("total charge", " e", charge, pbc, *known)
+    if potential.reads_spin and (known := potential.known_multiplicities) is not None:
+        _refuse_others("multiplicity", "", spin, pbc, *known)
     if potential.knows_closed_shells_only:
         _refuse_radicals(protons - charge.long(), pbc)
 
 
-def _refuse_charges(charge: Tensor, pbc: Tensor, least: int, largest: int) -> None:
-    """Refuse molecules with a total charge outside the range of the training.
+def _refuse_others(
+    what: str, unit: str, values: Tensor, pbc: Tensor, least: int, largest: int
+) -> None:
+    """Refuse molecules with a total charge or multiplicity outside the range of the training.
 
-    Periodic structures are not checked: the charge of a cell grows with its size.
+    Periodic structures are not checked: the charge and spin of a cell grow with its size.
 
     Args:
-        charge: [n_systems] e.
+        what: name of the quantity.
+        unit: its unit.
+        values: [n_systems].
         pbc: [n_systems, 3], bool.
-        least, largest: range of the training, e.
+        least, largest: range of the training.
 
     Raises:
-        ValueError: the charge of a molecule is outside this range.
+        ValueError: the value of a molecule is outside this range.
     """
-    unknown = ((charge < least) | (charge > largest)) & ~pbc.any(1)
+    unknown = ((values < least) | (values > largest)) & ~pbc.any(1)
     if unknown.any():
-        known = " to ".join(f"{k:+d}" if k else "0" for k in sorted({least, largest}))
+        sign = "+" if unit else ""
+        known = " to ".join(f"{k:{sign}d}" if k else "0" for k in sorted({least, largest}))
         raise ValueError(
-            f"total charge {int(charge[unknown][0]):+d} e: this model was trained on total charges "
-            f"of {known} e only"
+            f"{what} {int(values[unknown][0]):{sign}d}{unit}: this model was trained on {what} "
+            f"{known}{unit} only"
         )
 
 

@@ -203,13 +203,15 @@ def charge_and_spin_of(protons: int, info: Mapping[str, Any], where: str = "") -
     return charge, spin
 
 
-def what_is_ignored(atoms: Atoms) -> str:
+def what_is_ignored(atoms: Atoms, info: Mapping[str, Any] | None = None) -> str:
     """Describe charges, magnetic moments and entries that no model reads; "" if there are none.
 
     Args:
         atoms: the structure. Initial charges are no problem if `info` has a total charge, nor are
             initial magnetic moments if it has a multiplicity.
+        info: None takes `atoms.info`.
     """
+    info = atoms.info if info is None else info
     wanted = {
         "charge": ("initial charges", atoms.arrays.get("initial_charges")),
         "spin": ("initial magnetic moments", atoms.arrays.get("initial_magmoms")),
@@ -217,15 +219,15 @@ def what_is_ignored(atoms: Atoms) -> str:
     ignored = {
         key: name
         for key, (name, values) in wanted.items()
-        if values is not None and np.any(values) and not stated(atoms.info, key)
+        if values is not None and np.any(values) and not stated(info, key)
     }
     if not ignored:
         return ""
-    info = " and ".join(f'atoms.info["{key}"]' for key in ignored)
+    entries = " and ".join(f'atoms.info["{key}"]' for key in ignored)
     meaning = " and ".join(
         {"charge": "total charge in e", "spin": "multiplicity 2S+1"}[key] for key in ignored
     )
-    return f"{' and '.join(ignored.values())} of the atoms are not read: set {info} ({meaning})"
+    return f"{' and '.join(ignored.values())} of the atoms are not read: set {entries} ({meaning})"
 
 
 def stated(info: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -28,7 +28,6 @@ class PySCF(Calculator):
         super().__init__()
         self._functional, self._basis = functional, basis
         self._electrons = {"charge": charge, "spin": multiplicity - 1}
-        self._density = None  # of the last structure: the initial guess for the next one
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
         """Compute energy [eV] and forces [eV/Å].
@@ -41,11 +40,9 @@ class PySCF(Calculator):
         molecule = gto.M(atom=geometry, basis=self._basis, verbose=0, **self._electrons)
         method = dft.KS(molecule, xc=self._functional).density_fit()
         method.grids.level = 3
-        energy = method.kernel(dm0=self._density)
+        energy = method.kernel()
         if not method.converged:
-            self._density = None
             raise RuntimeError("the density did not converge")
-        self._density = method.make_rdm1()
         gradient = method.nuc_grad_method()
         gradient.grid_response = True  # then forces are the derivatives of this energy
         forces = -gradient.kernel() * (units.Hartree / units.Bohr)

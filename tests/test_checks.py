@@ -90,6 +90,30 @@ def test_charged_structures_of_a_model_that_reads_charge() -> None:
         verify(random_potential(), ion)
 
 
+@pytest.mark.parametrize(
+    ("charges", "multiplicities"), [([1, 1], [1, 1]), ([-2, -1], [3, 4]), ([0, 2], [2, 2])]
+)
+def test_the_random_cluster_is_one_that_the_model_knows(charges, multiplicities) -> None:
+    """A model of an ion refuses neutral structures."""
+    potential = random_potential(embed_charge=True, embed_spin=True)
+    potential.training_info = {"total_charges": charges, "multiplicities": multiplicities}
+    assert verify(potential).passed
+
+
+@pytest.mark.parametrize("spin", [None, 5])
+def test_a_multiplicity_that_the_model_was_not_trained_on(spin: int | None) -> None:
+    """The default is a closed shell, which a model of a triplet does not know."""
+    potential = random_potential(embed_charge=True, embed_spin=True)
+    potential.training_info = {"multiplicities": [3, 3]}
+    atoms = ethanol()
+    atoms.info = {} if spin is None else {"spin": spin}
+    said = f"multiplicity {spin or 1}: this model was trained on multiplicity 3 only"
+    with pytest.raises(ValueError, match=said):
+        verify(potential, atoms)
+    atoms.info = {"spin": 3}
+    assert verify(potential, atoms).passed
+
+
 def test_potential_and_structure_stay_as_they_are() -> None:
     potential, atoms = load(COPPER), Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.5]])
     state, positions = copy.deepcopy(potential.state_dict()), atoms.positions.copy()

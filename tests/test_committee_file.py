@@ -87,9 +87,9 @@ def test_what_members_were_trained_on_is_kept(folder):
     """Radicals and charges that one member does not know, the committee does not know either."""
     members = [member(0), member(1)]
     members[0].training_info = {"closed_shells": True, "total_charges": [-1, 2]}
-    members[1].training_info = {"total_charges": [-2, 1]}
+    members[1].training_info = {"total_charges": [-2, 1], "multiplicities": [1, 3]}
     save(Committee(members), folder / "new.safetensors")
-    of_itself = {"closed_shells": True, "total_charges": [-1, 1]}
+    of_itself = {"closed_shells": True, "total_charges": [-1, 1], "multiplicities": [1, 3]}
     for committee in (
         Committee(members),
         load(folder / "new.safetensors"),
@@ -98,6 +98,7 @@ def test_what_members_were_trained_on_is_kept(folder):
     ):
         assert committee.knows_closed_shells_only
         assert committee.known_charges == (-1, 1)
+        assert committee.known_multiplicities == (1, 3)
 
 
 def test_members_that_differ_are_written(folder):

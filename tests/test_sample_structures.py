@@ -25,6 +25,10 @@ def test_clusters_are_possible_molecules(species: tuple[int, ...]) -> None:
         assert distances.min() > CLOSEST
         assert distances.max() < 7.0, "one cluster, within the reach of a few layers"
         System.from_ase(atoms)
+        if any(z % 2 for z in species):
+            odd = random_cluster(species, seed, odd_protons=True)
+            if len(atoms) == N_ATOMS or len(odd) == N_ATOMS:  # an odd element was drawn
+                assert int(odd.numbers.sum()) % 2 == 1
 
 
 def test_seeds() -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+import numpy as np
 from ase import Atoms
 
 from attncalc.cli.errors import OUTSIDE_STATUS, one_line_errors
@@ -21,6 +22,7 @@ from attncalc.cli.output import output_options, overwrites, report_json, say, wa
 from attncalc.cli.progress import progress_bar
 from attncalc.files import FileLock
 from attncalc.model_file import DEFAULT_MODEL, find_model, header, load
+from attncalc.options import positive
 from attncalc.structures import check_system
 from attncalc.system import System, charge_and_spin, stated, what_is_ignored
 
@@ -125,6 +127,8 @@ def distill(structure, output, charge, multiplicity, **options) -> None:
         if not missing:
             raise
         raise ImportError(NEEDS.format(missing)) from None
+    for name in ("temperature", "force_mae", "picoseconds", "timestep"):
+        positive(f"--{name.replace('_', '-')}", options[name])
     atoms = _start(structure, charge, multiplicity)
     set_threads(None, [atoms])
     folder = Path(output or f"{Path(structure).stem}-distilled")
@@ -176,6 +180,8 @@ def _start(structure: str, charge: int | None, multiplicity: int | None) -> Atom
         warn(f"{ignored}, or use --charge and --multiplicity")
     if read.constraints:
         warn("constraints of the structure are not used: all atoms move in a distillation")
+    if not np.array_equal(read.get_masses(), atoms.get_masses()):
+        warn("masses of the structure are not used: the distillation moves common isotopes")
     System.from_ase(atoms)  # refuses impossible structures
     atoms.info = dict(zip(("charge", "spin"), charge_and_spin(atoms), strict=True))
     return atoms

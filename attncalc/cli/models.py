@@ -29,11 +29,7 @@ def models() -> None:
     if wants_json():
         report_json({"default": model_file.DEFAULT_MODEL, "models": shipped})
         return
-    width = max(map(len, shipped), default=0) + 2
-    click.echo(
-        f"{'name':{width}}{'network':14} {'elements':12}{'force MAE':>12}  {'limits':8}"
-        "data, level of theory"
-    )
+    rows = [("name", "network", "elements", "force MAE", "limits", "data, level of theory")]
     for name, told in shipped.items():
         error = told["force_mae_eV_A"]
         mae = f"{1e3 * error:.1f} meV/Å" if error else "-"
@@ -42,7 +38,11 @@ def models() -> None:
         if told["baseline"]:
             origin += f"; delta model, baseline: {told['baseline']}"
         elements = " ".join(told["elements"])
-        click.echo(f"{name:{width}}{told['network']:14} {elements:12}{mae:>12}  {limits:8}{origin}")
+        rows.append((name, told["network"], elements, mae, limits, origin))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
     click.echo(f"default, where no model is named: {model_file.DEFAULT_MODEL}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -130,8 +131,8 @@ class Calibration:
         certain = f" ({low:.2f} to {high:.2f})" if low <= high else ""  # not NaN
         return (
             f"errors are {self.factor:.2f} times as large{certain}, ENCE {100 * self.ence:.0f} % "
-            f"(by chance {100 * self.ence_by_chance:.0f} %), "
-            f"rank correlation {self.correlation:.2f}"
+            f"(by chance {100 * self.ence_by_chance:.0f} %)"
+            + ("" if math.isnan(self.correlation) else f", rank correlation {self.correlation:.2f}")
         )
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from io import StringIO
@@ -34,6 +34,8 @@ _VIRIALS = ("virial", "virials")
 _SIZES = {"energy": (1,), "free_energy": (1,)} | dict.fromkeys(("stress", *_VIRIALS), (6, 9))
 # Names of further labels, which are read if all frames have them.
 FURTHER = {**NAMES_OF_ATOMS, "dipoles": ("dipole", "dipoles")}
+# energies that forces are not derivatives of
+_NO_LABELS = ("_energy", "free_energy", "zero_point_energy", "kinetic_energy")
 _SPLIT_KEYS = ("split", "group", "config_type")
 # `config_type` of isolated atoms, whose energies are reference energies (a convention of MACE)
 ISOLATED = ("isolatedatom", "isolated_atom")
@@ -59,7 +61,8 @@ def read_extxyz_in_parts(path: Path, n: int | None, options: ReadOptions) -> Ite
         ValueError: a part is damaged, or a frame lacks a label; raised when that part is reached.
     """
     _require_last_newline(path)
-    units, first = None, 0
+    units, first, said = None, 0, set[str]()
+    of_all: Factors | None = None
     with open(path, encoding="utf-8") as file:
         parts = _parts((parsed(*frame) for frame in delimited(file)), n)
         while True:
@@ -76,8 +79,10 @@ def read_extxyz_in_parts(path: Path, n: int | None, options: ReadOptions) -> Ite
                 part[0].info.setdefault("units", units)
             where = path.name if first == 0 else f"{path.name}, counted from structure {first}"
             dataset = labelled(part, options, where)
-            if first == 0:
-                _say_what_is_left_out(part, dataset)
+            to_ase = _factors(part, options, _prefix(dataset.labels))
+            if to_ase != (of_all := of_all or to_ase):
+                raise ValueError(f"{where}: it has other units than structure 0: convert one")
+            _say_what_is_left_out(part, dataset, said)
             yield dataset
             if first == 0:
                 units = part[0].info.get("units")
@@ -247,7 +252,7 @@ def from_ase(
 def dataset_of(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Dataset:
     """Return the data set of labelled frames as `from_ase` does, and warn of what is left out."""
     dataset = labelled(frames, options, source)
-    _say_what_is_left_out(frames, dataset)
+    _say_what_is_left_out(frames, dataset, set())
     return dataset
 
 
@@ -343,26 +348,39 @@ def _by_element(
     return known or None
 
 
-def _say_what_is_left_out(frames: Sequence[Atoms], dataset: Dataset) -> None:
-    """Warn of what is not read of the first frame: electrons, virial, forces of another name."""
-    first = next(atoms for atoms in frames if not _is_isolated(atoms))
+def _say_what_is_left_out(frames: Sequence[Atoms], dataset: Dataset, said: set[str]) -> None:
+    """Warn of what is not read: electrons, virials and forces of another name.
+
+    Args:
+        frames: as in the file.
+        dataset: what was read of them.
+        said: warnings of earlier frames of the file, which are not repeated; new ones are added.
+    """
+    frames = [atoms for atoms in frames if not _is_isolated(atoms)]
     if isolated := dataset.isolated_energies:
         names = " ".join(chemical_symbols[z] for z in isolated)
         log.info("%s: energies of isolated atoms are read: %s", dataset.source, names)
-    read = dataset.structures[0].copy()
-    for name in {"initial_charges", "initial_magmoms"} & first.arrays.keys():
-        read.set_array(name, first.arrays[name])
-    if ignored := what_is_ignored(read):
-        log.warning("%s: %s", dataset.source, ignored)
-    prefix = "" if dataset.labels == "default" else f"{dataset.labels}_"
+    pairs = zip(frames, dataset.structures, strict=True)
+    ignored = Counter(what_is_ignored(atoms, read.info) for atoms, read in pairs)
+    n = len(frames)
+    found = {
+        what: what if times == n else f"{times} of {n} structures: {what}"
+        for what, times in ignored.items()
+        if what
+    }
+    prefix = _prefix(dataset.labels)
     known = {prefix + name for name in _VIRIALS}
+    first = frames[0]
     virials = [name for name in first.info if "virial" in name.lower() and name not in known]
     if dataset.stress is None and virials:
-        what, key = ", ".join(virials), prefix + "virial"
-        log.warning("%s: %s is not read, but %s is", dataset.source, what, key)
-    others = [name for name in first.arrays if "force" in name.lower()]
-    if dataset.forces is None and others:
-        log.warning("%s has no %sforces, but %s", dataset.source, prefix, ", ".join(others))
+        found["virial"] = f"{', '.join(virials)} is not read, but {prefix}virial is"
+    forces = [name for name in first.arrays if "force" in name.lower()]
+    if dataset.forces is None and forces:
+        found["forces"] = f"there are no {prefix}forces, but {', '.join(forces)}"
+    for what in found:
+        if what not in said:
+            log.warning("%s: %s", dataset.source, found[what])
+    said.update(found)
 
 
 def _require_last_newline(path: Path) -> None:
@@ -402,13 +420,17 @@ def _label_sets(atoms: Atoms) -> dict[str, str]:
     """Return the label sets with energies, by name, and the prefixes of their keys."""
     sets = {"default": ""} if _label(atoms, "energy") is not None else {}
     for key in atoms.info:
-        if key.endswith("_energy") and key not in ("_energy", "free_energy"):
+        if key.endswith("_energy") and key not in _NO_LABELS:
             sets[_name_of(key.removesuffix("energy"))] = key.removesuffix("energy")
     return sets
 
 
 def _name_of(prefix: str) -> str:
     return prefix.rstrip("_") or "default"
+
+
+def _prefix(name: str) -> str:
+    return "" if name == "default" else f"{name}_"
 
 
 def _require_own_results(atoms: Atoms, name: str) -> None:

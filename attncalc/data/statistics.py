@@ -155,15 +155,16 @@ def electrons(dataset: Dataset) -> dict[str, Any]:
     """Return what a model file tells about the electrons of its training structures.
 
     Returns:
-        "closed_shells": True if all are molecules of multiplicity 1; "total_charges": the smallest
-        and the largest total charge, e.
+        "closed_shells": True if all are molecules of multiplicity 1; "total_charges" and
+        "multiplicities": the smallest and the largest total charge [e] and multiplicity.
     """
     _require_structures(dataset)
     found = [(*charge_and_spin(atoms), atoms.pbc.any()) for atoms in dataset.structures]
-    charges = [charge for charge, _, _ in found]
+    charges, multiplicities = ([one[k] for one in found] for k in range(2))
     return {
         "closed_shells": all(spin == 1 and not periodic for _, spin, periodic in found),
         "total_charges": [min(charges), max(charges)],
+        "multiplicities": [min(multiplicities), max(multiplicities)],
     }
 
 

@@ -184,7 +184,7 @@ def fair_sample(pool: Pool, shape: Shape, n: int, rng: np.random.Generator) -> l
     If there are fewer than `FEWEST_TESTED`, because replicas ended early, frames of all replicas
     and of the equilibration are used too, with a warning.
     """
-    sane = np.array([not shape.fault(one) for one in pool.positions])
+    sane = _sane(pool, shape)
     rows = rng.permutation(np.flatnonzero(pool.at_target & sane))[:n]
     if len(rows) < min(n, FEWEST_TESTED):
         log.warning(
@@ -196,6 +196,15 @@ def fair_sample(pool: Pool, shape: Shape, n: int, rng: np.random.Generator) -> l
         rows = np.concatenate([rows, others])[:n]
     chosen = np.sort(rows)
     return [rounded(shape.atoms, pool.positions[k]) for k in chosen]
+
+
+def n_at_target(pool: Pool, shape: Shape) -> int:
+    """Return the number of frames at the target temperature that errors can be measured on."""
+    return int((pool.at_target & _sane(pool, shape)).sum())
+
+
+def _sane(pool: Pool, shape: Shape) -> NDArray[np.bool_]:
+    return np.array([not shape.fault(one) for one in pool.positions])
 
 
 def most_uncertain(pool: Pool, shape: Shape, n: int, known: Sequence[Atoms]) -> list[Atoms]:

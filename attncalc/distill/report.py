@@ -16,7 +16,7 @@ from attncalc.data.fingerprints import fingerprints
 from attncalc.data.statistics import electrons
 from attncalc.describe import describe_networks
 from attncalc.distill.explore import FRICTION, HEATS
-from attncalc.distill.run import MOST_OUTSIDE, Distilled, Goal
+from attncalc.distill.run import MOST_OUTSIDE, Distilled, Goal, Round
 from attncalc.evaluator import Evaluator
 from attncalc.files import write_atomically
 from attncalc.md import Langevin, run
@@ -135,6 +135,7 @@ def summary(done: Distilled, products: list[Product]) -> dict[str, Any]:
         "converged": not done.faults,
         "faults": done.faults,
         "why": done.why,
+        "rearranged": done.rearranged,
         "labels": store.n_calls,
         "refused": dict(store.reasons),
         "label_seconds": store.seconds,
@@ -162,6 +163,9 @@ def _lines(done: Distilled, products: list[Product], goal: Goal) -> Iterator[str
             f"own dynamics at {settings['temperature']:g} K, which were stable for "
             f"{n_cold} x {last.picoseconds:g} ps."
         )
+    if done.rearranged:
+        what = f"**In the oracle's relaxation, {done.rearranged}**"
+        yield from ("", f"{what}: the model is of the result, not of the structure given.")
     yield from ("", "| model | force MAE | RMSE | energy MAE | a step of MD | oracle takes |")
     yield "|---|--:|--:|--:|--:|--:|"
     for one in products:
@@ -176,8 +180,8 @@ def _lines(done: Distilled, products: list[Product], goal: Goal) -> Iterator[str
     yield from (
         "",
         f"Errors are those on {len(last.test)} frames (test.h5) of the first model's dynamics at "
-        f"{settings['temperature']:g} K, chosen by chance and labelled afterwards: no model was "
-        "trained on them.",
+        f"{settings['temperature']:g} K{_elsewhere(last)}, chosen by chance and labelled "
+        "afterwards: no model was trained on them.",
         "",
         "## Stability and novelty",
         "",
@@ -226,6 +230,13 @@ def _settings(settings: dict[str, Any]) -> str:
         f"{settings['spin']}, timestep {settings['timestep']:g} fs, first round from {weights}"
         + (f", {steps} steps of each training." if steps else ".")
     )
+
+
+def _elsewhere(last: Round) -> str:
+    """Return where test frames are from if the dynamics at the target gave too few, or ""."""
+    if not last.elsewhere:
+        return ""
+    return f" ({last.elsewhere} of them from hotter replicas and the equilibration)"
 
 
 def _because(ended: list[str]) -> str:

@@ -32,6 +32,7 @@ from attncalc.distill.explore import (
     explore,
     fair_sample,
     most_uncertain,
+    n_at_target,
 )
 from attncalc.distill.labels import LabelStore
 from attncalc.distill.shapes import Shape
@@ -114,6 +115,7 @@ class Round:
         train_seconds, md_seconds: duration of training and dynamics, in all calls that were not
             killed meanwhile.
         learned: True if its frames have been added to the training data.
+        elsewhere: number of `test` that are frames of hotter replicas or of the equilibration.
     """
 
     n_train: int
@@ -129,6 +131,7 @@ class Round:
     train_seconds: float
     md_seconds: float
     learned: bool = False
+    elsewhere: int = 0
 
     def faults(self, goal: Goal) -> list[str]:
         """Return the reasons why the goal is not reached, one sentence each."""
@@ -205,6 +208,7 @@ class Distilled:
         store: store of all labels.
         faults: reasons why the goal is not reached; empty if it is.
         why: why the run ended without reaching the goal; "" if it is reached.
+        rearranged: the first bond that the relaxation by the oracle changed, in words, or "".
     """
 
     potential: Potential
@@ -212,6 +216,7 @@ class Distilled:
     store: LabelStore
     faults: list[str]
     why: str
+    rearranged: str
 
 
 def distill(
@@ -284,6 +289,8 @@ class _Run:
         if not state.rounds:
             self._require_labels_for_a_test()
         shape = Shape.of(self._first_structures())
+        if rearranged := Shape.of(self._structure).change(shape.atoms.positions):
+            log.warning("%s in the oracle's relaxation: the model is of its result", rearranged)
         while True:
             number = len(state.rounds)
             if number:
@@ -292,7 +299,8 @@ class _Run:
                 if faults:
                     why = self._why_no_further_round(last)
                 if not faults or why:
-                    return Distilled(self._trained(number - 1), state, self._store, faults, why)
+                    potential = self._trained(number - 1)
+                    return Distilled(potential, state, self._store, faults, why, rearranged)
                 log.info("not there yet: %s", "; ".join(faults))
                 if not last.learned:
                     self._learn_from(last, number - 1, shape)
@@ -358,14 +366,16 @@ class _Run:
             picoseconds=pool.picoseconds,
             train_seconds=state.spent.get("training", 0.0),
             md_seconds=state.spent.get("dynamics", 0.0),
+            elsewhere=max(0, len(test) - n_at_target(pool, shape)),
         )
         state.rounds.append(done)
         state.spent = {}
         self._save()
         log.info(
-            "round %d: force MAE %.1f meV/Å on %d new frames of its dynamics at %g K; "
+            "round %d: force MAE %.1f meV/Å on %d new frames of its dynamics at %g K%s; "
             "%d of %d replicas ended early; %d labels",
             *(number + 1, 1e3 * done.force_mae, len(test), settings.temperature),
+            f" and above ({done.elsewhere})" if done.elsewhere else "",
             *(len(done.ended), int(cold.sum()), self._store.n_calls),
         )
 

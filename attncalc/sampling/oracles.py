@@ -335,6 +335,9 @@ class CalculatorOracle:
         try:
             atoms.set_constraint()  # otherwise forces on fixed atoms would be zero
             atoms.calc = self._calculator(electrons)
+            # labels must not depend on the structure before, whose density may be the first guess
+            if hasattr(atoms.calc, "reset"):
+                atoms.calc.reset()
             energy, forces = atoms.get_potential_energy(), atoms.get_forces()
             if atoms.pbc.any() and atoms.cell.rank == 3:
                 with suppress(NotImplementedError):

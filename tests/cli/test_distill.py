@@ -157,6 +157,7 @@ def test_density_functional_theory(monkeypatch: pytest.MonkeyPatch) -> None:
         (("cu4.xyz", "--oracle", "no.safetensors"), "no.safetensors"),
         (("cu4.xyz", "--start-from", "so3krates-ethanol-committee"), "is a committee"),
         (("cu4.xyz", "--multiplicity", "2", *EMT), "multiplicity"),
+        (("cu4.xyz", "--force-mae", "nan", *EMT), "--force-mae must be positive, got nan"),
         (("cu4.xyz", "-o", "cu4.xyz", *EMT), "cu4.xyz exists and is no folder"),
         (("cu4.xyz", "-o", ".", *EMT), "holds something else"),
     ],

@@ -174,13 +174,15 @@ def test_labels_of_before_are_replaced() -> None:
     once = read("first.labelled.xyz")
     once.info |= {"units": "kcal/mol", "level_of_theory": "PBE", "virial": np.eye(3), "name": "CO"}
     once.info |= {"REF_energy": -1.0, "dft_dipole": np.zeros(3)}
+    once.info |= {"energy_weight": 5.0, "config_forces_weight": 2.0}  # of MACE, no labels
     once.set_array("REF_forces", np.ones((2, 3)))
     once.set_array("mulliken_charges", np.ones(2))
     write("once.xyz", once)
     assert attncalc("label", "once.xyz", "--oracle", "teacher:make").exit_code == 0
     twice = read("once.labelled.xyz")
     assert set(twice.arrays) == {"numbers", "positions"}
-    assert set(twice.info) == {"charge", "spin", "name", "structure", "level_of_theory"}
+    kept = {"name", "energy_weight", "config_forces_weight"}
+    assert set(twice.info) == {*kept, "charge", "spin", "structure", "level_of_theory"}
     assert twice.info["level_of_theory"] == "teacher:make"
     assert set(twice.calc.results) == {"energy", "forces"}
 

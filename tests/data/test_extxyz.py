@@ -110,6 +110,7 @@ def test_labels_in_info_and_arrays_with_a_prefix(crystals, written):
     np.testing.assert_allclose(found.energies, [atoms.info["REF_energy"] for atoms in crystals])
     for atoms in crystals:
         atoms.info["CC_energy"] = atoms.info["REF_energy"] - 1
+        atoms.info |= {"zero_point_energy": 0.5, "kinetic_energy": 0.1}  # are no labels
     path = written(crystals)
     cc = data.read(path, labels="CC")
     np.testing.assert_allclose(cc.energies, found.energies - 1)
@@ -415,7 +416,7 @@ def test_what_is_not_read_is_said(written, caplog):
     atoms.new_array("dft_forces", np.zeros((2, 3)))
     data.read(written([atoms]))
     assert "frames.extxyz: initial charges of the atoms are not read: set atoms.info" in caplog.text
-    assert "frames.extxyz has no forces, but dft_forces" in caplog.text
+    assert "frames.extxyz: there are no forces, but dft_forces" in caplog.text
     caplog.clear()
     atoms.info["total_charge"] = -1
     data.from_ase([atoms])
@@ -583,6 +584,41 @@ def test_an_entry_without_value_is_no_charge(tmp_path):
     ase.io.write(tmp_path / "ch3.extxyz", atoms)
     with pytest.raises(ValueError, match=r'info\["charge"\] must be an integer .* got True'):
         data.read(tmp_path / "ch3.extxyz")
+
+
+@pytest.mark.parametrize("n", [None, 2])
+def test_ions_among_molecules_are_not_silently_neutral(tmp_path, caplog, n: int | None):
+    """Initial charges are no total charge; it is said also if the first structure has none."""
+    frames = [molecule("H2O") for _ in range(5)]
+    for k, atoms in enumerate(frames):
+        atoms.set_initial_charges([k // 3, 0, 0])
+        atoms.info["energy"] = 1.0
+    ase.io.write(tmp_path / "ions.extxyz", frames)
+    list(
+        data.read_parts(tmp_path / "ions.extxyz", n) if n else [data.read(tmp_path / "ions.extxyz")]
+    )
+    (said,) = caplog.messages
+    where, share = ("", "2 of 5") if n is None else (", counted from structure 2", "1 of 2")
+    assert said.startswith(f"ions.extxyz{where}: {share} structures: initial charges of the atoms")
+
+
+def test_units_that_change_between_parts_are_refused(tmp_path):
+    """As within a part: numbers would be converted only from there on."""
+    frames = [molecule("H2O") for _ in range(4)]
+    for atoms in frames:
+        atoms.info["energy"] = 1.0
+    frames[2].info["units"] = "energy: kcal/mol"
+    ase.io.write(tmp_path / "mixed.extxyz", frames)
+    for n in (1, 2):
+        with pytest.raises(ValueError, match="structure 2: it has other units than structure 0"):
+            list(data.read_parts(tmp_path / "mixed.extxyz", n))
+    with pytest.raises(ValueError, match="structure 2 states other units than structure 0"):
+        data.read(tmp_path / "mixed.extxyz")
+    for atoms in frames:
+        atoms.info["units"] = "energy: kcal/mol"
+    ase.io.write(tmp_path / "mixed.extxyz", frames)
+    parts = list(data.read_parts(tmp_path / "mixed.extxyz", 2))
+    assert [len(part) for part in parts] == [2, 2]
 
 
 def test_forces_without_prefix_belong_to_no_set_of_several(tmp_path):

@@ -113,9 +113,17 @@ def test_atoms_on_top_of_each_other_are_named_by_file_and_structure():
 def test_electrons_of_a_data_set():
     cation = Atoms("NH4", molecule("CH4").positions, info={"charge": 1})
     closed = data.from_ase([with_energy(molecule("H2O")), with_energy(cation)])
-    assert electrons(closed) == {"closed_shells": True, "total_charges": [0, 1]}
+    assert electrons(closed) == {
+        "closed_shells": True,
+        "total_charges": [0, 1],
+        "multiplicities": [1, 1],
+    }
     radical = data.from_ase([with_energy(molecule("CH3"))])
-    assert electrons(radical) == {"closed_shells": False, "total_charges": [0, 0]}
+    assert electrons(radical) == {
+        "closed_shells": False,
+        "total_charges": [0, 0],
+        "multiplicities": [2, 2],
+    }
     crystal = data.from_ase([with_energy(bulk("NaCl", "rocksalt", a=5.6))])
     assert not electrons(crystal)["closed_shells"]
 

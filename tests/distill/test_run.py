@@ -20,8 +20,8 @@ pytest.importorskip("lightning", reason="needs lightning: pip install attncalc[d
 from attncalc.data.errors import Errors
 from attncalc.distill import labels as stored_labels
 from attncalc.distill import run
-from attncalc.distill.explore import FEWEST_TESTED, HEATS, Pool, fair_sample
-from attncalc.distill.report import _info
+from attncalc.distill.explore import FEWEST_TESTED, HEATS, Pool, fair_sample, n_at_target
+from attncalc.distill.report import Product, _info, _lines
 from attncalc.distill.run import Distilled, Goal, Settings, distill
 from attncalc.sampling.oracles import Labels
 
@@ -87,6 +87,12 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 def go(folder: Path, oracle: Springs, goal: Goal, structure: Atoms = TRIPLE) -> Distilled:
     folder.mkdir(exist_ok=True)
     return distill(structure, oracle, SETTINGS, goal, folder)
+
+
+def said_in_report(done: Distilled, text: str) -> bool:
+    found = Errors(*[0.0] * 7, 1)
+    product = Product(Path("cu.safetensors"), SimpleNamespace(networks=[]), found, 1.0)
+    return text in "\n".join(_lines(done, [product], Goal(NEVER)))
 
 
 def killed(folder: Path, lives: int, goal: Goal) -> None:
@@ -191,7 +197,9 @@ def test_every_budget_ends_with_products(
     monkeypatch.setattr(run, "fair_sample", lambda pool, shape, n, rng: stores[-1].new(n))
     monkeypatch.setattr(run, "most_uncertain", lambda pool, shape, n, known: stores[-1].new(n))
     monkeypatch.setattr(run, "Pool", SimpleNamespace(load=lambda path: pool))
-    monkeypatch.setattr(run, "Shape", SimpleNamespace(of=lambda atoms: atoms))
+    shape = SimpleNamespace(atoms=TRIPLE, change=lambda positions: "")
+    monkeypatch.setattr(run, "Shape", SimpleNamespace(of=lambda atoms: shape))
+    monkeypatch.setattr(run, "n_at_target", lambda pool, shape: 100)
     monkeypatch.setattr(run.State, "save", lambda state, path: None)
     monkeypatch.setattr(run._Run, "_explored", lambda *_: pool)
     monkeypatch.setattr(run._Run, "_chosen", lambda run, stage, number, choose: choose())
@@ -294,6 +302,17 @@ def test_models_know_the_electrons_that_they_were_made_for(tmp_path: Path) -> No
     assert (info["closed_shells"], info["total_charges"]) == (False, [0, 0])
 
 
+def test_bonds_that_change_in_the_relaxation_are_said(tmp_path: Path, caplog) -> None:
+    """As a proton that moves in glycine; the model is not of the structure given."""
+    far = TRIPLE.copy()
+    far.positions[2, 0] = 3.8
+    done = go(tmp_path, Springs(), Goal(NEVER, labels=60), far)
+    assert done.rearranged == "bond Cu0-Cu2 formed"
+    said = "bond Cu0-Cu2 formed in the oracle's relaxation: the model is of its result"
+    assert caplog.messages.count(said) == 1
+    assert said_in_report(done, "**In the oracle's relaxation, bond Cu0-Cu2 formed**")
+
+
 @pytest.mark.parametrize(("at_target", "warns"), [(36, False), (4, True)])
 def test_frames_at_the_target_temperature_come_first(at_target, warns, caplog) -> None:
     """Hotter ones are drawn only if there are hardly any, and it is said."""
@@ -316,3 +335,14 @@ def test_frames_at_the_target_temperature_come_first(at_target, warns, caplog) -
     assert [record.levelname for record in caplog.records] == ["WARNING"] * warns
     if warns:
         assert caplog.messages[0].startswith("the dynamics gave only 4 frames at 300 K: ")
+    assert n_at_target(pool, sane) == at_target
+
+
+def test_the_report_says_where_test_frames_are_from(tmp_path: Path, monkeypatch) -> None:
+    """Where few replicas stay at the target temperature, others are tested on."""
+    monkeypatch.setattr(run, "n_at_target", lambda pool, shape: 3)
+    done = go(tmp_path, Springs(), Goal(NEVER, labels=60))
+    others = len(done.state.rounds[-1].test) - 3
+    assert others > 0
+    said = f"at 300 K ({others} of them from hotter replicas and the equilibration), chosen by"
+    assert said_in_report(done, said)

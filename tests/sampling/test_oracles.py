@@ -181,6 +181,11 @@ def test_ions_of_a_calculator_of_tblite(tmp_path: Path, monkeypatch: pytest.Monk
         assert mine.energy == pytest.approx(gfn2.energy, abs=1e-6)
         np.testing.assert_allclose(mine.forces, gfn2.forces, atol=1e-5)
         assert mine.charges.sum() == pytest.approx(structures()[k].info["charge"], abs=1e-6)
+    # the density of the structure before is not the first guess: its rounding would show
+    first, second = structures()[1], structures()[1]
+    second.rattle(0.05, seed=2)
+    energy = ours.label([first, second])[1].energy
+    assert load_oracle("of_tblite:mine").label([second])[0].energy == energy
 
 
 def test_modules_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

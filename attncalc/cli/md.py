@@ -286,6 +286,8 @@ def md(
     if by_ase:
         atoms.calc = calculator
         atoms.get_potential_energy()  # compiles loops before the bar starts its clock
+        if any(hasattr(one, "adjust_potential_energy") for one in atoms.constraints):
+            say("total_eV includes the energy of springs (Hookean), potential_eV does not")
         with older, _running(picture) as progress:
             summary = run_with_ase(
                 *(atoms, settings, target), progress=progress, tell=picture.warn, stop=stop

@@ -15,7 +15,7 @@ import torch
 from ase import Atoms, units
 from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixCartesian, FixScaled
 from torch import Tensor
 from tqdm import tqdm
 
@@ -168,8 +168,11 @@ def relax(
     require_limits(calculator.evaluator.plain, stop=stop_when_unknown)
     if cell and not all(atoms.pbc.all() for atoms in frames):
         say("cells relax along periodic directions only")
-    if cell and any(isinstance(one, FixAtoms) for atoms in frames for one in atoms.constraints):
+    constraints = [one for atoms in frames for one in atoms.constraints]
+    if cell and any(isinstance(one, FixAtoms | FixCartesian | FixScaled) for one in constraints):
         say("fixed atoms move with the cell")
+    if any(hasattr(one, "adjust_potential_energy") for one in constraints):
+        say("energies are those of the model, without the energy of springs (Hookean)")
     if what := require_writable(target, frames):
         warn(what)
     relax_all = _relax_together if are_relaxed_together(frames, cell) else _relax_in_turn
@@ -410,7 +413,7 @@ def relax_one(
     moved = FrechetCellFilter(atoms, mask=mask) if asked.cell else atoms
     with _silent_libraries(), method(moved, logfile=None) as dynamics:
         for _ in dynamics.irun(fmax=asked.fmax, steps=asked.steps):
-            energy, largest = atoms.get_potential_energy(), _fmax(moved)
+            energy, largest = atoms.get_potential_energy(apply_constraint=False), _fmax(moved)
             course.steps.append((energy, largest))
             course.frame = _with_results(atoms)
             if mask is not None:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from ase import Atoms, units
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixInternals
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -76,7 +76,7 @@ class Thermometer:
         """Make the thermometer for a run of these atoms in "nve", "nvt" or "npt".
 
         Raises:
-            ValueError: constraints hold all atoms.
+            ValueError: constraints hold all atoms, or it is unknown what motion they leave.
         """
         n_dof = _allowed(atoms)
         if n_dof < 1:
@@ -137,6 +137,11 @@ def _allowed(atoms: Atoms) -> int:
 
 
 def _removed(constraint: Any, atoms: Atoms) -> int:
+    if isinstance(constraint, FixInternals):
+        raise ValueError(
+            "the constraint FixInternals of ASE also stops drift and rotation, whatever the masses,"
+            " so temperatures would be wrong: use FixBondLengths, or remove it"
+        )
     try:
         removed: int = constraint.get_removed_dof(atoms)
     except NotImplementedError:

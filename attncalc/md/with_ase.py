@@ -216,10 +216,12 @@ def _integrator(atoms: Atoms, settings: Settings, rng: np.random.Generator) -> M
 
 
 def _observe(atoms: Atoms, thermometer: Thermometer, time: float) -> dict[str, float]:
-    potential, kinetic = atoms.get_potential_energy(), atoms.get_kinetic_energy()
+    potential = atoms.get_potential_energy(apply_constraint=False)
+    # the energy of springs is conserved together with that of the model
+    total, kinetic = atoms.get_total_energy(), atoms.get_kinetic_energy()
     volume = atoms.get_volume() if atoms.cell.rank == 3 else float("nan")
     temperature = thermometer.temperature(atoms)
-    numbers = (time, temperature, potential, kinetic, potential + kinetic, volume)
+    numbers = (time, temperature, potential, kinetic, total, volume)
     row = dict(zip(COLUMNS, map(float, numbers), strict=True))
     spread = getattr(atoms.calc, "spread", None)
     if spread is not None:

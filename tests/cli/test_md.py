@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from ase.constraints import FixAtoms, FixBondLength, FixSymmetry
+from ase.constraints import FixAtoms, FixBondLength, FixInternals, FixSymmetry, Hookean
 from ase.io import read, write
 from command_line import COPPER, ETHANOL, Forked, attncalc, fails, files, succeeds, wait_until
 
@@ -27,7 +27,16 @@ from attncalc.cli import md_picture
 from attncalc.cli.files import read_structures
 from attncalc.evaluator import Evaluator
 from attncalc.files import FileLock, NoSpaceLeft
-from attncalc.md import H5MDWriter, Langevin, Log, h5md_writer, job, load_checkpoint, read_h5md
+from attncalc.md import (
+    H5MDWriter,
+    Langevin,
+    Log,
+    h5md_writer,
+    job,
+    load_checkpoint,
+    read_h5md,
+    read_log,
+)
 from attncalc.md.checkpoint import save_checkpoint
 
 
@@ -306,6 +315,27 @@ def test_md_holds_fixed_atoms(copper_file: str) -> None:
         common = ("--model", COPPER, "--integrator", integrator, "-o", "out.traj")
         said = fails("md", "symmetry.traj", *common)
         assert "the constraint FixSymmetry does not say how many degrees of freedom" in said
+
+
+def test_md_by_ase_of_springs_and_internal_coordinates(copper_file: str) -> None:
+    """Files have the model's energy; ASE's FixInternals gave a temperature 20 % too high."""
+    atoms = read(copper_file)
+    by_ase = ("--integrator", "ase", "--steps", 2)
+    atoms.set_constraint(FixInternals(bonds=[[2.6, [0, 1]]]))
+    write("internal.traj", atoms)
+    said = fails("md", "internal.traj", "--model", COPPER, *by_ase, "-o", "internal.md.traj")
+    assert said.startswith("Error: the constraint FixInternals of ASE also stops drift and rotat")
+    atoms.set_constraint(Hookean(0, 1, rt=2.0, k=1.0))
+    write("spring.traj", atoms)
+    common = ("md", "spring.traj", "--model", COPPER, "--every", 1)
+    said = succeeds(*common, *by_ase, "-o", "spring.md.traj")
+    assert "total_eV includes the energy of springs (Hookean), potential_eV does not" in said
+    for frame, row in zip(read("spring.md.traj", ":"), read_log("spring.md.csv"), strict=True):
+        alone = frame.get_potential_energy(apply_constraint=False)
+        assert row["potential_eV"] == pytest.approx(alone)
+        with_spring = frame.get_potential_energy() + frame.get_kinetic_energy()
+        assert row["total_eV"] == pytest.approx(with_spring)
+        assert with_spring > alone + 0.1
 
 
 @pytest.mark.parametrize("integrator", ["native", "ase"])

@@ -569,7 +569,13 @@ def test_relax_keeps_symmetry_and_keys_that_are_numbers() -> None:
 def test_relax_without_cell_needs_no_aligned_one() -> None:
     """Structures with other constraints are relaxed one after the other, as with --cell."""
     tilted = slab()
-    tilted.set_constraint(Hookean(0, 1, rt=3.0, k=1.0))
+    tilted.set_constraint(Hookean(0, 1, rt=2.0, k=1.0))
     tilted.rotate(20, "x", rotate_cell=True)
     write("a.traj", tilted)
-    assert "converged" in succeeds("relax", "a.traj", "--model", COPPER, "-o", "out.traj")
+    said = succeeds("relax", "a.traj", "--model", COPPER, "-o", "out.traj")
+    assert "converged" in said
+    assert "energies are those of the model, without the energy of springs (Hookean)" in said
+    relaxed = read("out.traj")
+    alone = relaxed.get_potential_energy(apply_constraint=False)
+    assert f"-> {alone:.4f} eV" in said
+    assert relaxed.get_potential_energy() > alone + 0.01

@@ -192,16 +192,18 @@ def _with_slopes(
 
 def _known_cluster(potential: Potential) -> Atoms:
     """Return a random cluster of the model's elements, with a charge and multiplicity it knows."""
-    charge, spin = (
-        min(max(usual, least), largest)
-        for usual, (least, largest) in (
-            (0, potential.known_charges or (0, 0)),
-            (1, potential.known_multiplicities or (1, 1)),
-        )
-    )
-    atoms = random_cluster(potential.species, odd_protons=(charge + spin) % 2 == 0)
-    atoms.info |= {"charge": charge, "spin": spin}
-    return atoms
+    least, largest = potential.known_charges or (0, 0)
+    nearest = min(max(0, least), largest)
+    charges = [k for k in (nearest, nearest + 1, nearest - 1) if least <= k <= largest]
+    lowest, highest = potential.known_multiplicities or (1, 2)
+    has_odd = any(z % 2 for z in potential.species)
+    for charge, spin in itertools.product(charges, {lowest, min(lowest + 1, highest)}):
+        odd_protons = (charge + spin) % 2 == 0
+        if has_odd or not odd_protons:
+            atoms = random_cluster(potential.species, odd_protons=odd_protons)
+            atoms.info |= {"charge": charge, "spin": spin}
+            return atoms
+    return random_cluster(potential.species)
 
 
 def _forces_are_differences(

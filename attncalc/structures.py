@@ -196,6 +196,8 @@ def _refuse_others(
     Raises:
         ValueError: the value of a molecule is outside this range.
     """
+    if least > largest:
+        raise ValueError(f"no {what} is known to all members of this committee: load them alone")
     unknown = ((values < least) | (values > largest)) & ~pbc.any(1)
     if unknown.any():
         sign = "+" if unit else ""

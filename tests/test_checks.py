@@ -15,12 +15,14 @@ from networks import tiny_so3krates
 from torch import nn
 
 from attncalc import load
-from attncalc.checks import Check, Report, verify
+from attncalc.checks import Check, Report, _known_cluster, verify
 from attncalc.convert import so3krates
 from attncalc.graph import AtomOutputs, Graph
 from attncalc.nn.so3krates import So3krates
 from attncalc.ops import safe_norm, segment_sum
-from attncalc.potential import Potential
+from attncalc.potential import Committee, Potential
+from attncalc.structures import check_system
+from attncalc.system import System
 
 COPPER = Path(__file__).parent / "models" / "cu-emt.safetensors"
 
@@ -98,6 +100,32 @@ def test_the_random_cluster_is_one_that_the_model_knows(charges, multiplicities)
     potential = random_potential(embed_charge=True, embed_spin=True)
     potential.training_info = {"total_charges": charges, "multiplicities": multiplicities}
     assert verify(potential).passed
+
+
+@pytest.mark.parametrize(
+    ("charges", "multiplicities"), [([1, 1], None), ([-2, -1], [1, 2]), ([-1, 1], [1, 1])]
+)
+def test_the_random_cluster_of_even_elements(charges, multiplicities) -> None:
+    """They have even numbers of protons, so not all charges go with all multiplicities."""
+    config = tiny_so3krates(3.5, num_features=16, embed_charge=True, embed_spin=True)
+    potential = Potential(So3krates(config, 2).double(), (6, 8))
+    potential.training_info = {"total_charges": charges}
+    if multiplicities:
+        potential.training_info["multiplicities"] = multiplicities
+    cluster = _known_cluster(potential)
+    charge, spin = cluster.info["charge"], cluster.info["spin"]
+    assert charges[0] <= charge <= charges[1]
+    assert (int(cluster.numbers.sum()) - charge + spin) % 2 == 1
+    check_system(potential, System.from_ase(cluster))
+
+
+def test_members_that_know_no_common_multiplicity() -> None:
+    members = [random_potential(embed_charge=True, embed_spin=True) for _ in range(2)]
+    for member, spin in zip(members, (1, 3), strict=True):
+        member.training_info = {"multiplicities": [spin, spin]}
+        member.scale.mul_(spin)  # two of a committee differ
+    with pytest.raises(ValueError, match="no multiplicity is known to all members of this"):
+        verify(Committee(members), ethanol())
 
 
 @pytest.mark.parametrize("spin", [None, 5])

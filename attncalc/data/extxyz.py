@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from attncalc.data.arrays import NAMES_OF_ATOMS
 from attncalc.data.dataset import Dataset, joint_level
-from attncalc.data.units import Factors, ReadOptions, factors, parse_entry
+from attncalc.data.units import Factors, ReadOptions, factors, parse_entry, size_of
 from attncalc.result import has_volume
 from attncalc.system import SYNONYMS, stated, what_is_ignored
 from attncalc.text import one_line
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 # -virial is the derivative of the energy with respect to strain, as in QUIP and MACE
 _VIRIALS = ("virial", "virials")
 # Allowed sizes of labels; Dataset checks the forces.
-_SIZES = {"energy": (1,), "free_energy": (1,)} | dict.fromkeys(("stress", *_VIRIALS), (6, 9))
+_SIZES = {"energy": (1,), "free_energy": (1,), "stress": (6, 9)}
 # Names of further labels, which are read if all frames have them.
 FURTHER = {**NAMES_OF_ATOMS, "dipoles": ("dipole", "dipoles")}
 # energies that forces are not derivatives of
@@ -408,7 +408,7 @@ def _factors(frames: Sequence[Atoms], options: ReadOptions, prefix: str) -> Fact
             default_energy_unit="eV",
             energy_name=prefix + "energy",
             forces_name=prefix + "forces",
-            prefix=prefix,
+            further={prefix + name for name in ("stress", "dipole")} & atoms.info.keys(),
             others={*atoms.info, *atoms.arrays},
         )
         if len(set(found.values())) > 1:
@@ -505,30 +505,57 @@ def _stress(
 
     None, with a warning, if only some frames have virials, or if only periodic ones have stresses.
     """
-    for name in ("stress", *_VIRIALS):
-        names = [prefix + name, *([name] if _is_only_set(frames, prefix) else [])]
-        is_virial = name in _VIRIALS
-        missing = [
-            atoms
-            for atoms in frames
-            if all(_label(atoms, one) is None for one in names)
-            or (is_virial and not has_volume(atoms))
-        ]
-        if len(missing) == len(frames):
-            continue
-        if missing and (is_virial or not any(atoms.pbc.any() for atoms in missing)):
-            why = "have none, or no volume" if is_virial else "are not periodic and have none"
-            log.warning(
-                "%s: %s is left out: %d of %d structures %s",
-                *(source, name, len(missing), len(frames), why),
-            )
-            return None
-        values = np.stack([_full(s) for s in _with_fallback(frames, prefix, name) or ()])
-        if not is_virial:
-            return values * to_ase.stress
-        volumes = np.array([atoms.cell.volume for atoms in frames]) * to_ase.length**3
-        return -values * to_ase.virial / volumes[:, None, None]
+    is_only = _is_only_set(frames, prefix)
+    names = [prefix + "stress", *(["stress"] if is_only else [])]
+    without = [all(_label(atoms, name) is None for name in names) for atoms in frames]
+    if all(without):
+        return _stress_of_virials(frames, [prefix, ""] if is_only else [prefix], to_ase, source)
+    missing = [atoms for atoms, lacks in zip(frames, without, strict=True) if lacks]
+    if missing and not any(atoms.pbc.any() for atoms in missing):
+        log.warning(
+            "%s: stress is left out: %d of %d structures are not periodic and have none",
+            *(source, len(missing), len(frames)),
+        )
+        return None
+    found = _with_fallback(frames, prefix, "stress") or ()
+    return np.stack([_full(one) for one in found]) * to_ase.stress
+
+
+def _stress_of_virials(
+    frames: Sequence[Atoms], prefixes: Sequence[str], to_ase: Factors, source: str
+) -> NDArray[np.float64] | None:
+    """Return -virial / volume [n, 3, 3] eV/Å³; None if not all frames have both.
+
+    Virials of atoms, which are no labels here, are in `atoms.arrays`.
+    """
+    missing: dict[str, int] = {}
+    for name in (prefix + name for prefix in prefixes for name in _VIRIALS):
+        values = [atoms.info.get(name) for atoms in frames]
+        pairs = zip(values, frames, strict=True)
+        usable = [_is_virial(value) and has_volume(atoms) for value, atoms in pairs]
+        if all(usable):
+            stored = parse_entry(frames[0].info.get("units", {}))
+            unit = stored.get(name)
+            size = size_of("energy", unit, f'stored units of "{name}"') if unit else to_ase.energy
+            volumes = np.array([atoms.cell.volume for atoms in frames]) * to_ase.length**3
+            virials = np.stack([_full(np.asarray(value, dtype=np.float64)) for value in values])
+            stress: NDArray[np.float64] = -size * virials / volumes[:, None, None]
+            return stress
+        if any(value is not None for value in values):
+            missing[name] = len(frames) - sum(usable)
+    if missing:
+        name = min(missing, key=lambda name: missing[name])
+        log.warning(
+            "%s: %s is left out: %d of %d structures have none, or no volume",
+            *(source, name, missing[name], len(frames)),
+        )
     return None
+
+
+def _is_virial(value: Any) -> bool:
+    array = np.asarray(value)
+    is_number = array.dtype.kind in "iuf" and array.size in _SIZES["stress"]
+    return is_number and bool(np.isfinite(array).all())
 
 
 def _is_only_set(frames: Sequence[Atoms], prefix: str) -> bool:

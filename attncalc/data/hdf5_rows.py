@@ -189,20 +189,20 @@ class Rows:
 def write_hdf5(parts: Dataset | Iterable[Dataset], path: str | Path) -> int:
     """Write data sets to one file, with all structures in a row.
 
-    Units are eV and Å; splits are written too, up to `MOST_SPLITS`. Charges, Hirshfeld ratios and
-    dipoles are written only if all structures have them. Only one part at a time needs to be in
-    memory. The file appears when it is complete.
+    Units are eV and Å; splits are written too, up to `MOST_SPLITS`. Stress, charges, Hirshfeld
+    ratios and dipoles are written only if all structures have them. Only one part at a time needs
+    to be in memory. The file appears when it is complete.
 
     Args:
-        parts: a data set, or several. Forces must be in all of them or in none; likewise stress.
+        parts: a data set, or several. Forces must be in all of them or in none.
         path: file to write, .h5 or .hdf5.
 
     Returns:
         The number of structures.
 
     Raises:
-        ValueError: there is no structure, only some have forces or stress, or the stated levels of
-            theory differ.
+        ValueError: there is no structure, only some have forces, or the stated levels of theory
+            differ.
     """
     if isinstance(parts, Dataset):
         parts = [parts]
@@ -215,20 +215,21 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
     electrons: list[tuple[int, int]] = []
     said: set[str] = set()  # keys of `info` that a structure has
     level, n = "", 0
-    needed: dict[str, bool] = {}  # labels that all parts have, or none
+    has_forces: bool | None = None
+    has_stress = is_said = False  # in some part; a warning that it is left out
     left_out: set[str] = set()  # labels that are missing in some part, so they are not written
     isolated: dict[int, float] = {}
     for part in parts:
-        for label in ("forces", "stress"):
-            has = getattr(part, label) is not None
-            if needed.setdefault(label, has) != has:
-                raise ValueError(
-                    f"{part.source}: only some structures have {label}: remove it from all"
-                )
-        for label in FURTHER.keys() - left_out:
+        if has_forces not in (None, part.forces is not None):
+            raise ValueError(f"{part.source}: only some structures have forces: remove them")
+        has_forces, has_stress = part.forces is not None, has_stress or part.stress is not None
+        for label in {"stress", *FURTHER} - left_out:
             if getattr(part, label) is None:
                 left_out.add(label)
-                file.pop(FURTHER[label], None)
+                file.pop(FURTHER.get(label, label), None)
+        if has_stress and "stress" in left_out and not is_said:
+            is_said = True
+            log.warning("stress is left out: not all structures have it")
         nothing: dict[str, Any] = dict.fromkeys(left_out)
         part = replace(part, **nothing)
         n_atoms = np.array([len(atoms) for atoms in part.structures])

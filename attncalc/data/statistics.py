@@ -155,16 +155,18 @@ def electrons(dataset: Dataset) -> dict[str, Any]:
     """Return what a model file tells about the electrons of its training structures.
 
     Returns:
-        "closed_shells": True if all are molecules of multiplicity 1; "total_charges" and
-        "multiplicities": the smallest and the largest total charge [e] and multiplicity.
+        "closed_shells": True if all are molecules of multiplicity 1; "total_charges": the smallest
+        and the largest total charge, e; "multiplicities": likewise, of molecules, if there are any.
     """
     _require_structures(dataset)
     found = [(*charge_and_spin(atoms), atoms.pbc.any()) for atoms in dataset.structures]
-    charges, multiplicities = ([one[k] for one in found] for k in range(2))
+    charges = [charge for charge, _, _ in found]
+    multiplicities = [spin for _, spin, periodic in found if not periodic]
+    known = [min(multiplicities), max(multiplicities)] if multiplicities else None
     return {
         "closed_shells": all(spin == 1 and not periodic for _, spin, periodic in found),
         "total_charges": [min(charges), max(charges)],
-        "multiplicities": [min(multiplicities), max(multiplicities)],
+        **({"multiplicities": known} if known else {}),
     }
 
 

@@ -53,20 +53,13 @@ _NAMES = {name.lower(): name for table in _TABLES for name in table} | _SPELLING
 LONGEST_UNIT, LONGEST_ENTRY = 60, 2000
 
 # (power of energy, power of length) of each quantity.
-_DIMENSIONS = {
-    "energy": (1, 0),
-    "length": (0, 1),
-    "forces": (1, -1),
-    "stress": (1, -3),
-    "virial": (1, 0),
-}
+_DIMENSIONS = {"energy": (1, 0), "length": (0, 1), "forces": (1, -1), "stress": (1, -3)}
 # Names of each quantity in a stored `units` entry.
 _QUANTITY_NAMES = {
     "energy": ("E", "energy", "energies"),
     "length": ("R", "length", "positions", "coords", "pos", "cell"),
     "forces": ("F", "forces", "force"),
     "stress": ("stress",),
-    "virial": ("virial", "virials"),
     "dipole": ("dipole", "dipoles"),
 }
 
@@ -97,7 +90,6 @@ class Factors:
         length: to Å.
         forces: to eV/Å.
         stress: to eV/Å³.
-        virial: to eV.
         dipole: to e Å.
     """
 
@@ -105,7 +97,6 @@ class Factors:
     length: float
     forces: float
     stress: float
-    virial: float
     dipole: float
 
 
@@ -180,13 +171,16 @@ def parse_entry(entry: str | Mapping[str, str]) -> dict[str, str]:
             continue
         for bare in filter(None, (part.strip() for part in piece.split(","))):
             dimension = parse_unit(bare)[1]
-            quantities = [q for q, powers in _DIMENSIONS.items() if powers == dimension]
-            stored |= dict.fromkeys(quantities[:1], bare)  # that of energies is that of virials
+            stored |= {q: bare for q, powers in _DIMENSIONS.items() if powers == dimension}
     return stored
 
 
 def named_units(
-    stored: Mapping[str, str], *, energy_name: str = "E", forces_name: str = "F", prefix: str = ""
+    stored: Mapping[str, str],
+    *,
+    energy_name: str = "E",
+    forces_name: str = "F",
+    further: Collection[str] = (),
 ) -> dict[str, str]:
     """Return quantity ("energy", "length", "forces" ...) -> its key in `stored`.
 
@@ -194,15 +188,19 @@ def named_units(
         stored: name → unit string, from `parse_entry`; case does not matter.
         energy_name: the file's name of the energies that are read.
         forces_name: the file's name of the forces that are read.
-        prefix: of the file's names of stress, virials and dipoles.
+        further: the file's own names of stress and dipoles, such as "REF_stress".
 
     Raises:
         ValueError: positions and cell, or two other names of one quantity, are in different units.
     """
-    own_names = {"energy": [energy_name], "forces": [forces_name]}
+    own_names = {
+        "energy": [energy_name],
+        "forces": [forces_name],
+        **{q: [one for one in further if one.endswith(q)] for q in ("stress", "dipole")},
+    }
     found: dict[str, str] = {}
     for quantity, names in _QUANTITY_NAMES.items():
-        own = _keys(stored, own_names.get(quantity, [prefix + name for name in names]))
+        own = _keys(stored, own_names.get(quantity, []))
         for name in own or _keys(stored, names):
             first = found.setdefault(quantity, name)
             sizes = [size_of(quantity, stored[n], f'stored units of "{n}"') for n in (first, name)]
@@ -228,13 +226,13 @@ def factors(
     default_energy_unit: str | None = None,
     energy_name: str = "E",
     forces_name: str = "F",
-    prefix: str = "",
+    further: Collection[str] = (),
     others: Collection[str] = (),
 ) -> Factors:
     """Determine the units of a file from its stored units and the user's options.
 
     A stored unit takes precedence. The default unit of lengths is Å. The default units of forces,
-    stress, virials and dipoles are energy/length, energy/length³, energy and e length.
+    stress and dipoles are energy/length, energy/length³ and e length.
 
     Args:
         stored: name → unit string, from `parse_entry`.
@@ -242,7 +240,7 @@ def factors(
         default_energy_unit: convention of the format; None if there is none.
         energy_name: the file's name of the energies that are read.
         forces_name: the file's name of the forces that are read.
-        prefix: of the file's names of stress, virials and dipoles.
+        further: the file's own names of stress and dipoles, such as "REF_stress".
         others: names of other quantities that the file has, whose units do not matter.
 
     Raises:
@@ -250,7 +248,8 @@ def factors(
             the energy unit is not stated anywhere, or the file states the unit of an energy or
             force of an unknown name, which is not the one that would be used.
     """
-    named = named_units(stored, energy_name=energy_name, forces_name=forces_name, prefix=prefix)
+    names = {"energy_name": energy_name, "forces_name": forces_name}
+    named = named_units(stored, **names, further=further)
     sizes = {
         quantity: size_of(quantity, stored[name], f'stored units of "{name}"')
         for quantity, name in named.items()
@@ -278,7 +277,6 @@ def factors(
         length=length,
         forces=sizes.get("forces", energy / length),
         stress=sizes.get("stress", energy / length**3),
-        virial=sizes.get("virial", energy),
         dipole=sizes.get("dipole", length),
     )
     for quantity, own, used in (
@@ -331,7 +329,7 @@ def size_of(quantity: str, text: str, where: str) -> float:
     """Return the size of a unit in ASE's units.
 
     Args:
-        quantity: "energy", "length", "forces", "stress", "virial" or "dipole".
+        quantity: "energy", "length", "forces", "stress" or "dipole".
         text: the unit.
         where: beginning of the error message.
 

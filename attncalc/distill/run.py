@@ -115,7 +115,8 @@ class Round:
         train_seconds, md_seconds: duration of training and dynamics, in all calls that were not
             killed meanwhile.
         learned: True if its frames have been added to the training data.
-        elsewhere: number of `test` that are frames of hotter replicas or of the equilibration.
+        elsewhere: number of `test`, at least, that are frames of hotter replicas or of the
+            equilibration; the oracle may have refused some of the others.
     """
 
     n_train: int

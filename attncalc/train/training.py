@@ -634,6 +634,8 @@ def _check_system(
             how = "".join(f" (config: {{{o}: true}})" for o in options if hasattr(config, o))
             if how and recipe.start_from is not None:  # whose config is that of the model
                 how = ": start from a model that has it"
+            if "was trained on" in str(error):
+                how = "; split the data in another way"
             raise ValueError(f"{where}: {error}{how}") from None
 
 

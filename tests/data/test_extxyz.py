@@ -518,6 +518,13 @@ def test_a_virial_is_read_as_stress(tmp_path, caplog, key: str, energy: str):
     np.testing.assert_allclose(data.from_ase([atoms for atoms, _ in frames]).stress, found)
 
 
+def test_units_of_what_is_not_read_do_not_matter():
+    atoms = bulk("Cu")
+    atoms.info |= {"REF_energy": 1.0, "stress": np.eye(3), "virial": np.eye(3)}
+    atoms.info["units"] = "energy: eV; REF_stress: GPa; stress: eV/A^3; virial: none"
+    np.testing.assert_allclose(data.from_ase([atoms]).stress, [np.eye(3)])
+
+
 @pytest.mark.parametrize("prefix", ["", "REF_"])
 @pytest.mark.parametrize("name", ["", "REF_"])
 def test_units_of_stress_and_dipole(prefix: str, name: str):
@@ -549,6 +556,15 @@ def test_virials_of_some_structures_are_left_out(tmp_path, caplog):
     alone = molecule("H2O")  # its virial is no stress
     alone.info |= {"energy": 1.0, "virial": np.eye(3)}
     assert data.from_ase([alone]).stress is None
+    frames[0].info["virial"] = np.full((3, 3), np.nan)
+    assert data.from_ase(frames[:1]).stress is None
+    frames[0].info |= {"virial": np.zeros((3, 3)), "REF_virial": np.eye(3), "virials": np.eye(3)}
+    frames[1].info["virials"] = 2 * np.eye(3)  # the name that all have
+    assert data.from_ase(frames).stress[1, 0, 0] == pytest.approx(-2 / frames[1].get_volume())
+    crystal = bulk("Cu", cubic=True)  # virials of atoms are none of the structure
+    crystal.info["energy"] = 1.0
+    crystal.set_array("virial", np.ones((4, 9)))
+    assert data.from_ase([crystal]).stress is None
     frames[0].info |= {"stress": np.eye(3), "virial": np.zeros((3, 3))}
     np.testing.assert_allclose(
         data.from_ase(frames[:1]).stress, [np.eye(3)]

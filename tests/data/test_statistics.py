@@ -126,6 +126,7 @@ def test_electrons_of_a_data_set():
     }
     crystal = data.from_ase([with_energy(bulk("NaCl", "rocksalt", a=5.6))])
     assert not electrons(crystal)["closed_shells"]
+    assert "multiplicities" not in electrons(crystal)
 
 
 def with_energy(atoms: Atoms) -> Atoms:

@@ -211,8 +211,20 @@ def test_what_is_wrong_with_a_file_is_one_line(path, spoil, message):
 
 
 def test_parts_must_have_the_same_labels(whole, tmp_path):
-    with pytest.raises(ValueError, match="only some structures have stress: remove it from all"):
-        data.write_hdf5([whole, dataclasses.replace(whole, stress=None)], tmp_path / "a.h5")
+    without = dataclasses.replace(whole, forces=None)
+    for parts in ([whole, without], [without, whole]):
+        with pytest.raises(ValueError, match="only some structures have forces: remove them"):
+            data.write_hdf5(parts, tmp_path / "a.h5")
     with pytest.raises(ValueError, match="no structure"):
         data.write_hdf5([], tmp_path / "a.h5")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_stress_of_some_parts_is_left_out(whole, tmp_path, caplog, first: bool):
+    parts = [whole, dataclasses.replace(whole, stress=None), whole]
+    data.write_hdf5(parts if first else parts[1:], tmp_path / "a.h5")
+    found = data.read(tmp_path / "a.h5")
+    assert found.stress is None
+    assert len(found) == (3 if first else 2) * len(whole)
+    assert caplog.messages == ["stress is left out: not all structures have it"]

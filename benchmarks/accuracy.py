@@ -193,9 +193,9 @@ def markdown(rows: list[dict], unfinished: list[str]) -> str:
         "malonaldehyde, and 4 Å by that of uracil; benzene and naphthalene had 32 "
         "([docs/equiformer.md](../docs/equiformer.md)). Quick rows except silicon began with the "
         "initial weights of before commit c646c29; acetylacetone, 3BPA and the quick row of "
-        "silicon were trained without isolated atoms; Equiformers but equiformer-ethanol "
-        "and equiformer-aspirin have the norm of each degree (`norm: degree`): their commands give "
-        "other numbers now.",
+        "silicon were trained without isolated atoms; Equiformers but equiformer-ethanol, "
+        "equiformer-aspirin and equiformer-aspirin-distilled have the norm of each degree "
+        "(`norm: degree`): their commands give other numbers now.",
         "",
         "Frames of a *distilled* model: the 950 of the data five times, and others that "
         "models of the 950 labelled, most of them with tight binding "

@@ -30,7 +30,8 @@ def main() -> None:
     system = System.from_ase(read(structure))
     langevin = md.Langevin(TIMESTEP * fs, temperature=300.0, friction=0.02 / fs)
     state = md.run(langevin, evaluator, langevin.init(evaluator, system, seed=0), 4000)
-    verlet, rows, begun = md.Verlet(TIMESTEP * fs), [], time.perf_counter()
+    verlet, rows = md.Verlet(TIMESTEP * fs), []
+    state, begun = verlet.init(evaluator, state), time.perf_counter()
     for k in range(FRAMES):
         state = md.run(verlet, evaluator, state, EVERY)
         rows.append(((k + 1) * EVERY * TIMESTEP * 1e-3, float(state.conserved.sum())))

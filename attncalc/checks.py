@@ -197,7 +197,7 @@ def _known_cluster(potential: Potential) -> Atoms:
     charges = [k for k in (nearest, nearest + 1, nearest - 1) if least <= k <= largest]
     lowest, highest = potential.known_multiplicities or (1, 2)
     has_odd = any(z % 2 for z in potential.species)
-    for charge, spin in itertools.product(charges, {lowest, min(lowest + 1, highest)}):
+    for charge, spin in itertools.product(charges, range(lowest, min(lowest + 1, highest) + 1)):
         odd_protons = (charge + spin) % 2 == 0
         if has_odd or not odd_protons:
             atoms = random_cluster(potential.species, odd_protons=odd_protons)

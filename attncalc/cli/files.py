@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 # names of labels in lower case, with and without prefix or suffix, but no initial charges of atoms,
 # and no weights and masks that other programs read
 _LABEL = re.compile(
-    r"(?!.*[_.](weights?|mask)$)(.*[_.])?(energ(y|ies)|forces?|gradients?|stress|virials?|dipoles?|hirsh(feld)?_ratios)"
+    r"(?!.*[_.](weights?|mask)$)"
+    r"(.*[_.])?(energ(y|ies)|forces?|gradients?|stress|virials?|dipoles?|hirsh(feld)?_ratios)"
     r"([_.].*)?"
     r"|(atomic|partial|mbis|mulliken|hirshfeld)_charges|charges|charge_mbis"
 )

@@ -216,7 +216,7 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
     said: set[str] = set()  # keys of `info` that a structure has
     level, n = "", 0
     has_forces: bool | None = None
-    has_stress = is_said = False  # in some part; a warning that it is left out
+    has_stress = False  # in some part
     left_out: set[str] = set()  # labels that are missing in some part, so they are not written
     isolated: dict[int, float] = {}
     for part in parts:
@@ -227,9 +227,6 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
             if getattr(part, label) is None:
                 left_out.add(label)
                 file.pop(FURTHER.get(label, label), None)
-        if has_stress and "stress" in left_out and not is_said:
-            is_said = True
-            log.warning("stress is left out: not all structures have it")
         nothing: dict[str, Any] = dict.fromkeys(left_out)
         part = replace(part, **nothing)
         n_atoms = np.array([len(atoms) for atoms in part.structures])
@@ -244,6 +241,8 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
         n += len(part)
     if n == 0:
         raise ValueError("no structures given to write")
+    if has_stress and "stress" in left_out:
+        log.warning("stress is left out: not all structures have it")
     for k, name in enumerate(("charge", "spin")):
         if name in said:
             file[name] = np.array(electrons)[:, k]

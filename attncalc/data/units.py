@@ -248,8 +248,7 @@ def factors(
             the energy unit is not stated anywhere, or the file states the unit of an energy or
             force of an unknown name, which is not the one that would be used.
     """
-    names = {"energy_name": energy_name, "forces_name": forces_name}
-    named = named_units(stored, **names, further=further)
+    named = named_units(stored, energy_name=energy_name, forces_name=forces_name, further=further)
     sizes = {
         quantity: size_of(quantity, stored[name], f'stored units of "{name}"')
         for quantity, name in named.items()

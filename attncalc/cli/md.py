@@ -125,11 +125,11 @@ NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressib
 )
 @click.option(
     "--write",
-    metavar="charges,dipole",
+    metavar="charges,dipole,stress",
     default="",
     callback=names_in,
-    help="Also write partial charges (e) and, for molecules, the dipole moment (e Å); for models "
-    "that predict charges.",
+    help="Also write partial charges (e) and, for molecules, the dipole moment (e Å), for models "
+    "that predict charges; for crystals and liquids the stress of the potential (eV/Å³).",
 )
 @click.option(
     "--seed",
@@ -274,7 +274,12 @@ def md(
     require_known(plain, found)
     require_limits(plain, stop=stop_when_unknown)
     periodic = any(one.pbc.any() for one in found)
-    require_results(settings.write, predicts_charges=plain.predicts_charges, periodic=periodic)
+    require_results(
+        settings.write,
+        predicts_charges=plain.predicts_charges,
+        periodic=periodic,
+        bulk=all(one.pbc.all() for one in found),
+    )
     if have_velocities:
         kelvin = np.mean([_thermometer(one, settings).temperature(one) for one in found])
         say(f"using the velocities of the file (T = {kelvin:.0f} K){of_seed}")

@@ -18,12 +18,12 @@ exp(-(U + P₀ V) / kB T):
 | papers            | here                                      |
 |-------------------|-------------------------------------------|
 | P₀, β_T, τ_p      | `pressure`, `compressibility`, `cell_relaxation` |
-| V P_int           | `CellState.tension`                       |
+| V P_int           | `MDState.tension`                         |
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -37,56 +37,16 @@ from attncalc.md.noise import CELL, normal_noise
 from attncalc.md.settings import Settings
 from attncalc.md.splitting import drift, kick, kick_by_new_forces, rescale
 from attncalc.md.start import AtTemperature
-from attncalc.md.state import FLOATS, MDState, Stored
+from attncalc.md.state import MDState
 from attncalc.md.time_unit import check_relaxation, check_timestep
 from attncalc.neighbors import ImpossiblePositions
 from attncalc.options import finite_number, positive
-from attncalc.result import Result, volumes
-from attncalc.system import System
+from attncalc.result import volumes
 
 # of the series of exp: exact to rounding for a strain of 0.1 in a step, which is far too much
 TERMS = 8
 # of a step, also of a gas: a cell that collapses has so many neighbours that they fill the memory
 LARGEST_STRAIN = 0.5
-
-
-@dataclass(frozen=True)
-class CellState(MDState):
-    """State of moving atoms in a cell that changes.
-
-    Attributes:
-        strain_gradient: [n_systems, 3, 3] eV: dE / d strain at these positions.
-    """
-
-    strain_gradient: Tensor = field(kw_only=True)
-
-    stored: ClassVar[tuple[Stored, ...]] = (
-        *MDState.stored,
-        Stored("strain_gradient", FLOATS, ("systems", 3, 3)),
-    )
-
-    @classmethod
-    def kept_of(cls, result: Result, system: System) -> dict[str, Tensor | None]:
-        """Return the fields of a state that are computed with the forces."""
-        return super().kept_of(result, system) | {"strain_gradient": result.strain_gradient}
-
-    @property
-    def volume(self) -> Tensor:
-        """Volume, [n_systems] Å³."""
-        return volumes(self.system)
-
-    def tension(self) -> Tensor:
-        """Return volume times pressure, of motion and forces, [n_systems, 3, 3] eV."""
-        thermal = self.momenta - self.momenta_of_the_whole()
-        velocities = thermal / self.masses.unsqueeze(1)
-        kinetic = self.per_system(thermal.unsqueeze(2) * velocities.unsqueeze(1))
-        return kinetic - self.strain_gradient
-
-    @property
-    def pressure(self) -> Tensor:
-        """Pressure, [n_systems] eV/Å³, including degrees of freedom that `n_dof` leaves out."""
-        missing = self.left_out * units.kB * self.temperature
-        return (_trace(self.tension()) + missing) / (3 * self.volume)
 
 
 @dataclass(frozen=True)
@@ -114,10 +74,8 @@ class CellRescaling(AtTemperature):
     ensemble: ClassVar[str] = "npt"
     thermometer: ClassVar[str] = "npt"
     times: ClassVar[tuple[str, ...]] = ("timestep", "relaxation", "cell_relaxation")
-    state_type: ClassVar[type[MDState]] = CellState
-    columns: ClassVar[tuple[Column, ...]] = (
-        Column("pressure_GPa", "pressure", "GPa", lambda state: state.pressure / units.GPa),
-    )
+    state_type: ClassVar[type[MDState]] = MDState
+    columns: ClassVar[tuple[Column, ...]] = ()
 
     timestep: float
     temperature: float | tuple[float, ...]
@@ -149,7 +107,7 @@ class CellRescaling(AtTemperature):
             isotropic=settings.isotropic,
         )
 
-    def step(self, state: CellState, force: Function) -> CellState:
+    def step(self, state: MDState, force: Function) -> MDState:
         """Return the state one timestep later."""
         h, kelvin = self.timestep, of_systems(self.temperature, state.system)
         tension = state.tension()
@@ -166,9 +124,9 @@ class CellRescaling(AtTemperature):
         state = rescale_at_once(state, h, *bath) or rescale(state, h, *bath)
         return state.replace(step=state.step + 1)
 
-    def _strain(self, state: CellState, tension: Tensor, temperature: Tensor) -> Tensor:
+    def _strain(self, state: MDState, tension: Tensor, temperature: Tensor) -> Tensor:
         """Return M [n_systems, 3, 3] for a tension of that shape and temperature [n_systems]."""
-        volume, thermal = state.volume, units.kB * temperature
+        volume, thermal = volumes(state.system), units.kB * temperature
         eye = torch.eye(3, dtype=tension.dtype, device=tension.device)
         mobility = self.timestep * self.compressibility / (3 * self.cell_relaxation)  # Å³/eV
         missing = state.left_out / 3 * thermal  # eV
@@ -192,7 +150,7 @@ def _refuse_collapse(strain: Tensor) -> None:
         )
 
 
-def deform(state: CellState, strain: Tensor, *, turns_back: bool) -> tuple[CellState, Tensor]:
+def deform(state: MDState, strain: Tensor, *, turns_back: bool) -> tuple[MDState, Tensor]:
     """R': transform positions and cell by a strain, and thermal momenta by its inverse.
 
     Args:
@@ -217,7 +175,7 @@ def deform(state: CellState, strain: Tensor, *, turns_back: bool) -> tuple[CellS
     return state.replace(system=system, momenta=momenta), strain
 
 
-def _noise_of_cells(state: CellState) -> Tensor:
+def _noise_of_cells(state: MDState) -> Tensor:
     """Return the symmetric part of matrices of normal numbers, [n_systems, 3, 3]."""
     n, device = state.system.n_systems, state.momenta.device
     row = torch.arange(3 * n, device=device)

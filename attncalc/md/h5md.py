@@ -16,9 +16,10 @@ fixed atoms, which have one frame for all. The elements, with their attribute `u
 | observables: temperature                                 | one             | K                   |
 | fixed (bool; only where atoms are)                       | [n]             |                     |
 | observables: force_spread (only of a committee)          | one             | eV Angstrom-1       |
-| observables: pressure (only of npt)                      | one             | GPa                 |
+| observables: pressure (only if periodic in 3 directions) | one             | GPa                 |
 | charge (partial charges; only on request)                | [n]             | e                   |
 | observables: dipole (only on request)                    | [3]             | e Angstrom          |
+| observables: stress (of the potential; only on request)  | [3, 3]          | eV Angstrom-3       |
 | observables: novelty (the largest; only where known)     | one             |                     |
 | observables/dt: time between frames, of all systems      | one             | ps                  |
 
@@ -68,6 +69,9 @@ OBSERVABLES = ("potential_energy", "kinetic_energy", "conserved", "temperature")
 INTERVAL = "observables/dt"
 NOISE = "parameters/noise"
 DIPOLE, DIPOLE_UNIT = "dipole", "e Angstrom"
+STRESS, STRESS_UNIT = "stress", "eV Angstrom-3"
+# of those that are not one number
+SHAPES = {DIPOLE: (3,), STRESS: (3, 3)}
 VECTORS = ("position", "velocity", "force")
 CREATOR = "attncalc"
 # names in messages, for the data that all frames of a system share
@@ -280,8 +284,9 @@ def described(file: h5py.File) -> list[StoredSystem]:
             raise ValueError(f"{atoms.particles}/fixed has not one value an atom, it is damaged")
         if atoms.has_charges:
             _check_shape(file, f"{atoms.particles}/charge", atoms.numbers.shape)
-        if any(name == DIPOLE for name, _ in atoms.others):
-            _check_shape(file, f"{atoms.observables}/{DIPOLE}", (3,))
+        for name, _ in atoms.others:
+            if shape := SHAPES.get(name):
+                _check_shape(file, f"{atoms.observables}/{name}", shape)
     return found
 
 

@@ -10,6 +10,7 @@ import h5py
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
+from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
 from attncalc.md.h5md import (
@@ -17,6 +18,7 @@ from attncalc.md.h5md import (
     DIPOLE,
     FORCE,
     OBSERVABLES,
+    STRESS,
     VELOCITY,
     StoredSystem,
     clock,
@@ -39,8 +41,9 @@ def read_h5md(
     They have positions, cell, periodic directions, masses, momenta, energy and forces, all in ASE's
     units, and the constraint `FixAtoms` if atoms are fixed; the model's forces on these are those
     of `get_forces(apply_constraint=False)`. `info` has "step", "time_fs", "charge", "spin" and, if
-    the log has them, "force_spread_eV_A", "pressure_GPa" and "novelty". Charges (e) and dipole
-    (e Å) are results like energy and forces, if the run has written them.
+    the log has them, "force_spread_eV_A", "pressure_GPa" and "novelty". Charges (e), dipole (e Å)
+    and stress (eV/Å³, of the potential) are results like energy and forces, if the run has written
+    them.
 
     Args:
         path: file, by name or open for binary reading.
@@ -160,6 +163,9 @@ def _to_ase(
     for (name, unit), value in zip(atoms.others, others, strict=True):
         if name == DIPOLE:
             results["dipole"] = value
+            continue
+        if name == STRESS:
+            results["stress"] = full_3x3_to_voigt_6_stress(value)
             continue
         head = SPREAD if name == FORCE_SPREAD.name else f"{name}_{unit}".rstrip("_")
         structure.info[head] = float(value)

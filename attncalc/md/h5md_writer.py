@@ -29,6 +29,8 @@ from attncalc.md.h5md import (
     FORCE,
     INTERVAL,
     NOISE,
+    STRESS,
+    STRESS_UNIT,
     VELOCITY,
     Frame,
     StoredSystem,
@@ -53,8 +55,11 @@ BUFFER_BYTES = 64 << 20
 BUFFER_SECONDS = 10.0
 # largest share of writing in a run's time: for many systems or slow disks frames wait longer
 LARGEST_SHARE = 0.05
-# not a column of the log, because it has three components
-DIPOLE_MOMENT = Column("", DIPOLE, DIPOLE_UNIT, lambda state: state.dipole)
+# not columns of the log, because they have several components
+ON_REQUEST = (
+    Column("", DIPOLE, DIPOLE_UNIT, lambda state: state.dipole),
+    Column("", STRESS, STRESS_UNIT, lambda state: state.stress),
+)
 
 
 class H5MDWriter(Callback):
@@ -78,7 +83,8 @@ class H5MDWriter(Callback):
         path: new file; MDAnalysis and ASE recognise it by the suffix .h5md.
         every: steps between frames.
         author: name of the user, which the format requires.
-        write: further results, "charges" and "dipole"; the model must predict charges.
+        write: further results: "charges" and "dipole", if the model predicts charges; "stress", if
+            all systems are periodic in all directions.
         also: further observables.
 
     Raises:
@@ -281,7 +287,7 @@ class H5MDWriter(Callback):
 
     def _further(self, integrator: Integrator, state: MDState) -> list[Column]:
         """Return the observables that not every run has, sorted by name."""
-        asked = [DIPOLE_MOMENT] if DIPOLE in self.write else []
+        asked = [one for one in ON_REQUEST if one.name in self.write]
         columns = [*own_columns(integrator, state), *asked, *self._also]
         return sorted(columns, key=lambda one: one.name)
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from ase import units
 from torch import Tensor
 
 from attncalc.md.force import Force, Function
@@ -36,6 +37,7 @@ class Column(NamedTuple):
     of: Callable[[Any], Tensor]
 
 
+PRESSURE = Column("pressure_GPa", "pressure", "GPa", lambda state: state.pressure / units.GPa)
 # of a committee
 FORCE_SPREAD = Column(SPREAD, "force_spread", "eV Angstrom-1", lambda state: state.spread)
 
@@ -80,7 +82,11 @@ class Integrator(Protocol):
 
 def own_columns(integrator: Integrator, state: MDState) -> tuple[Column, ...]:
     """Return the columns of a run that not every run has."""
-    return (*integrator.columns, *(() if state.spread is None else (FORCE_SPREAD,)))
+    return (
+        *integrator.columns,
+        *(() if state.strain_gradient is None else (PRESSURE,)),
+        *(() if state.spread is None else (FORCE_SPREAD,)),
+    )
 
 
 def to_python_numbers(integrator: Any) -> None:

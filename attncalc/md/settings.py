@@ -37,7 +37,7 @@ class Settings:
         cell_relaxation: relaxation time of the cell in "npt", ASE time units (1000 * ase.units.fs).
         compressibility: 1/GPa, roughly that of the material; scales `cell_relaxation`.
         isotropic: whether the cell keeps its shape in "npt".
-        write: further results in the trajectory, "charges" and "dipole", see
+        write: further results in the trajectory, "charges", "dipole" and "stress", see
             `attncalc.md.extra_results`.
 
     Raises:

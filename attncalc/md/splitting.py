@@ -34,8 +34,7 @@ def kick_by_new_forces(state: State, force: Function, time: float) -> State:
     """B with the energy and forces at the state's positions, which it then has."""
     result = force(state.system)
     momenta = torch.add(state.momenta, result.forces, alpha=time)
-    kept = state.kept_of(result, state.system)
-    return state.replace(momenta=held(state, momenta), **kept)
+    return state.with_forces(result, momenta=held(state, momenta))
 
 
 def drift(state: State, time: float) -> State:

@@ -125,6 +125,8 @@ def initial_state(
     system = system.to(force.device)
     force.follow(system)  # chooses the skin for this system
     there |= kind.kept_of(force(system), system)
+    if not system.pbc.all(1).any():
+        there["strain_gradient"] = None
     return kind(system=system, step=0, seed=seed, **there)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attncalc.md.velocities import LINEAR
 from attncalc.ops import segment_sum
-from attncalc.result import Result
+from attncalc.result import Result, volumes
 from attncalc.system import System
 
 FLOATS, WHOLE, FLAGS = (torch.float64, torch.float32), (torch.int64,), (torch.bool,)
@@ -59,6 +59,8 @@ class MDState:
         limit: [n_systems] K: temperature beyond which the run has exploded; None before a run
             begins and after it has ended.
         charges: [n_atoms] e, at these positions; None if the model does not predict them.
+        strain_gradient: [n_systems, 3, 3] eV: dE / d strain at these positions; None if no
+            system is periodic in all directions, or for a run that version 0.1 began.
         stored: tensors of the state in a checkpoint.
     """
 
@@ -75,6 +77,7 @@ class MDState:
         Stored("spread", FLOATS, ("systems",), 0, optional=True),
         Stored("limit", FLOATS[:1], ("systems",), 1e-12, optional=True),
         Stored("charges", FLOATS, ("atoms",), optional=True),
+        Stored("strain_gradient", FLOATS, ("systems", 3, 3), optional=True),
     )
 
     system: System
@@ -92,6 +95,7 @@ class MDState:
     seed: int
     limit: Tensor | None = None
     charges: Tensor | None = None
+    strain_gradient: Tensor | None = None
 
     @property
     def velocities(self) -> Tensor:
@@ -191,6 +195,48 @@ class MDState:
             raise ValueError("this model predicts no partial charges, and so no dipole")
         return self.per_system(self.charges.double().unsqueeze(1) * self.system.positions)
 
+    @property
+    def stress(self) -> Tensor:
+        """Stress of the potential, without motion, [n_systems, 3, 3] eV/Å³, with ASE's sign.
+
+        Raises:
+            ValueError: the state has no strain gradient.
+        """
+        return self._strain_gradient() / volumes(self.system)[:, None, None]
+
+    def _strain_gradient(self) -> Tensor:
+        if self.strain_gradient is None:
+            raise ValueError(
+                "this state has no strain gradient, and so no pressure: begin with "
+                "`integrator.init(potential, state)`"
+            )
+        return self.strain_gradient
+
+    def tension(self) -> Tensor:
+        """Return volume times pressure, of motion and forces, [n_systems, 3, 3] eV.
+
+        Raises:
+            ValueError: the state has no strain gradient.
+        """
+        thermal = self.momenta - self.momenta_of_the_whole()
+        velocities = thermal / self.masses.unsqueeze(1)
+        kinetic = self.per_system(thermal.unsqueeze(2) * velocities.unsqueeze(1))
+        return kinetic - self._strain_gradient()
+
+    @property
+    def pressure(self) -> Tensor:
+        """Pressure of motion and forces, [n_systems] eV/Å³; NaN if not periodic in all directions.
+
+        It includes degrees of freedom that `n_dof` leaves out.
+
+        Raises:
+            ValueError: the state has no strain gradient.
+        """
+        missing = self.left_out * units.kB * self.temperature
+        trace = self.tension().diagonal(dim1=1, dim2=2).sum(1)
+        pressure = (trace + missing) / (3 * volumes(self.system))
+        return torch.where(self.system.pbc.all(1), pressure, torch.nan)
+
     @classmethod
     def kept_of(cls, result: Result, system: System) -> dict[str, Tensor | None]:
         """Return the fields of a state that are computed with the forces."""
@@ -204,11 +250,15 @@ class MDState:
             "forces": result.forces,
             "spread": spread,
             "charges": result.charges,
+            "strain_gradient": result.strain_gradient,
         }
 
-    def with_forces(self, result: Result) -> Self:
-        """Return the state with energy and forces at its positions."""
-        return self.replace(**self.kept_of(result, self.system))
+    def with_forces(self, result: Result, **changes: Any) -> Self:
+        """Return the state with energy and forces at its positions, and with other changes."""
+        kept = self.kept_of(result, self.system)
+        if self.strain_gradient is None:  # tensors of a state do not become more during a run
+            del kept["strain_gradient"]
+        return self.replace(**kept, **changes)
 
     def replace(self, **changes: Any) -> Self:
         """Return the state with other values, like `dataclasses.replace`.

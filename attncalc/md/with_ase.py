@@ -23,6 +23,7 @@ from ase.md.verlet import VelocityVerlet
 from attncalc.bonds import NONMETALS, Bonds, broken_text
 from attncalc.files import Appended, NoSpaceLeft, naming_full_disk, refuse_existing
 from attncalc.files.hdf5_writing import WritableFile
+from attncalc.md.integrator import PRESSURE
 from attncalc.md.log_file import COLUMNS, NOVELTY, SPREAD, LogSummary, line
 from attncalc.md.settings import Settings
 from attncalc.md.velocities import Thermometer, runaway, stop_fixed
@@ -223,6 +224,8 @@ def _observe(atoms: Atoms, thermometer: Thermometer, time: float) -> dict[str, f
     temperature = thermometer.temperature(atoms)
     numbers = (time, temperature, potential, kinetic, total, volume)
     row = dict(zip(COLUMNS, map(float, numbers), strict=True))
+    if atoms.pbc.all() and all(isinstance(one, FixAtoms) for one in atoms.constraints):
+        row[PRESSURE.in_log] = _pressure(atoms, temperature) / units.GPa
     spread = getattr(atoms.calc, "spread", None)
     if spread is not None:
         row[SPREAD] = float(np.linalg.norm(spread["forces"], axis=1).max())
@@ -230,6 +233,13 @@ def _observe(atoms: Atoms, thermometer: Thermometer, time: float) -> dict[str, f
     if novelty is not None:
         row[NOVELTY] = float(novelty.max())
     return row
+
+
+def _pressure(atoms: Atoms, temperature: float) -> float:
+    """Return the pressure [eV/Å³]: of all mobile atoms at this temperature, and of forces."""
+    fixed = np.unique([i for one in atoms.constraints for i in one.index])
+    ideal = (len(atoms) - len(fixed)) * units.kB * temperature / atoms.get_volume()
+    return ideal - np.trace(atoms.get_stress(voigt=False, apply_constraint=False)) / 3
 
 
 def _insane(atoms: Atoms, settings: Settings, n_dof: int) -> str:

@@ -646,8 +646,14 @@ HOSTILE = (
     ({"settings": {"ensemble": "npt"}}, "its settings are not those of its integrator"),
     ({"settings": {"ensemble": ["nve"]}}, "ensemble must be"),
     ({"settings": {"timestep": "1"}}, "timestep must be a number, got '1'"),
-    ({"settings": {"write": "dipole"}}, "write takes the names charges and dipole, got 'dipole'"),
-    ({"settings": {"write": ["spin"]}}, "write takes the names charges and dipole, got spin"),
+    (
+        {"settings": {"write": "dipole"}},
+        "write takes the names charges, dipole and stress, got 'dipole'",
+    ),
+    (
+        {"settings": {"write": ["spin"]}},
+        "write takes the names charges, dipole and stress, got spin",
+    ),
     ({"settings": {"wrong": 1}}, "unexpected keyword argument 'wrong'"),
 )
 

@@ -1,4 +1,4 @@
-"""Charges and dipoles in trajectories, written on request."""
+"""Charges, dipoles and stresses in trajectories, written on request."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ import pytest
 import torch
 from ase import units
 from ase.build import bulk, molecule
+from ase.io import read
 
+from attncalc import AttnCalculator, load
+from attncalc.evaluator import Evaluator
 from attncalc.md import H5MDWriter, MDState, Settings, Verlet, read_h5md
-from attncalc.md.job import FrameWriter
+from attncalc.md.job import FrameWriter, run_structures
 from attncalc.result import Result
 from attncalc.system import System
 
 HALF_FS = Verlet(timestep=0.5 * units.fs)
 BOTH = ("charges", "dipole")
+COPPER = Path(__file__).parents[1] / "models" / "cu-emt.safetensors"
 WATER, METHANE = molecule("H2O"), molecule("CH4")
 
 
@@ -132,11 +136,45 @@ def test_what_there_is_not_is_refused_before_the_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_stress_is_that_of_the_calculator(tmp_path: Path) -> None:
+    """In both formats, for a crystal with a sheared cell."""
+    atoms = bulk("Cu", cubic=True)
+    shear = np.array([[0, 0.2, 0], [0, 0, 0.1], [0, 0, 0]])
+    atoms.set_cell(atoms.cell.array + shear, scale_atoms=True)
+    model = load(str(COPPER))
+    for name in ("h5md.h5md", "xyz.xyz"):
+        settings, file = Settings("nve", n_steps=4, every=2, write=["stress"]), tmp_path / name
+        run_structures([atoms], Evaluator(model), settings, file, info={})
+        frames = read_h5md(file) if file.suffix == ".h5md" else read(file, ":")
+        assert len(frames) == 3
+        for frame in frames:
+            written = frame.get_stress()
+            frame.calc = AttnCalculator(model)
+            np.testing.assert_allclose(written, frame.get_stress(), rtol=1e-3, atol=1e-6)
+        assert np.abs(written).max() > 0.01
+    with h5py.File(tmp_path / "h5md.h5md") as file:
+        there = file["observables/stress/value"]
+        assert (there.shape, there.attrs["unit"]) == ((3, 3, 3), "eV Angstrom-3")
+
+
+def test_stress_is_refused_without_three_periodic_directions(tmp_path: Path) -> None:
+    crystal, slab = bulk("Cu", cubic=True), bulk("Cu", cubic=True)
+    slab.pbc = [True, True, False]
+    for structures in ((slab,), (WATER,), (crystal, slab)):
+        writer = H5MDWriter(tmp_path / "run.h5md", write=["stress"])
+        with pytest.raises(
+            ValueError, match="cannot write stress: it is given for structures that"
+        ):
+            writer.begin(state_at(0, *structures), HALF_FS)
+    with pytest.raises(ValueError, match="this state has no strain gradient"):
+        _ = state_at(0, slab).stress
+
+
 @pytest.mark.parametrize(
     ("names", "given"), [(["spin"], "spin"), ("dipole", "'dipole'"), (None, "None"), ([1], "1")]
 )
 def test_names(names, given: str) -> None:
-    message = re.escape(f"write takes the names charges and dipole, got {given}")
+    message = re.escape(f"write takes the names charges, dipole and stress, got {given}")
     with pytest.raises(ValueError, match=message):
         Settings(write=names)
     with pytest.raises(ValueError, match=message):

@@ -207,7 +207,7 @@ class Fake:
     """What a log reads of a state, of a system that never changes."""
 
     system = System.from_ase(ethanol())
-    spread = None
+    spread = strain_gradient = None
     energy = kinetic_energy = conserved = temperature = torch.tensor([1.0 / 3], dtype=torch.float64)
 
     def __init__(self, step: int) -> None:

@@ -105,9 +105,29 @@ def test_what_there_is_not_is_refused_at_the_start(
     periodic = ("md", "box.extxyz", "--model", charged_model)
     assert "cannot write dipole: that of a periodic structure" in fails(*periodic, *BOTH)
     assert fails(*run, "--write", "charges,spins") == (
-        "Error: write takes the names charges and dipole, got charges, spins"
+        "Error: write takes the names charges, dipole and stress, got charges, spins"
     )
     assert attncalc(*run, "--write", "charges,").exit_code == 2
     assert files() == before
     succeeds("md", "box.extxyz", "--model", charged_model, "--write", "charges", "--steps", 1)
     assert read_h5md("box.md.h5md")[0].get_charges().shape == (3,)
+
+
+def test_stress_of_a_run_that_goes_on(copper_file: str) -> None:
+    command = ("md", copper_file, "--model", COPPER, "--write", "stress")
+    succeeds(*command, "--steps", 40, "-o", "whole.h5md")
+    succeeds(*command, "--steps", 15, "-o", "part.h5md")
+    succeeds("md", "--resume", "part.h5md", "--steps", 40)
+    whole, part = (
+        [frame.get_stress().tolist() for frame in read_h5md(f"{name}.h5md")]
+        for name in ("whole", "part")
+    )
+    assert whole == part
+    assert len(whole) == 5
+    succeeds("export", "part.h5md", "-o", "part.xyz")
+    assert np.allclose([frame.get_stress() for frame in read("part.xyz", ":")], whole, atol=1e-7)
+    slab = read(copper_file)
+    slab.pbc = [True, True, False]
+    write("slab.extxyz", slab)
+    said = fails("md", "slab.extxyz", "--model", COPPER, "--write", "stress")
+    assert said.startswith("Error: cannot write stress: it is given for structures that are period")

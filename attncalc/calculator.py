@@ -26,6 +26,7 @@ from attncalc.hessian import hessian, hessian_by_differences
 from attncalc.model_file import DEFAULT_MODEL, load, model_name, named_device
 from attncalc.novelty import OUTSIDE, Outsider, outsider
 from attncalc.options import one_of, positive
+from attncalc.pickling import PlainlyPickled
 from attncalc.potential import Committee, Potential
 from attncalc.result import SMALLEST_VOLUME, Result, has_volume, volumes
 from attncalc.structures import require_finite
@@ -37,7 +38,7 @@ Model = str | Path | Potential
 LOOK_EVERY = 20
 
 
-class AttnCalculator(BaseCalculator):
+class AttnCalculator(PlainlyPickled, BaseCalculator):
     """A trained attention network as an ASE calculator.
 
     Results: `energy` = `free_energy` [eV], `energies` [n_atoms] eV, `forces` [n_atoms, 3] eV/Å and,
@@ -265,6 +266,20 @@ class AttnCalculator(BaseCalculator):
                 return hessian(self.evaluator.plain, atoms)
             return hessian_by_differences(self.potential, atoms, displacement)
 
+    def get_atomic_volumes(self) -> NDArray[np.float64]:
+        """Return the volume [Å³] that the stress of each atom is divided by: that of the cell.
+
+        ASE divides the ideal-gas part of `atoms.get_stresses(include_ideal_gas=True)` by it, so
+        that stresses of atoms add up to the stress.
+
+        Raises:
+            ValueError: nothing was calculated yet, or the structure has no volume.
+        """
+        with self._lock:
+            if self.atoms is None or not has_volume(self.atoms):
+                raise ValueError("no structure with a volume was calculated")
+            return np.full(len(self.atoms), self.atoms.get_volume())
+
     def get_heat_flux(self, atoms: Atoms) -> Flux:
         """Heat flux of moving atoms times the volume, eV Å per ASE's unit of time.
 
@@ -331,8 +346,9 @@ class AttnCalculator(BaseCalculator):
         Returns:
             One dictionary per structure with the entries of `results`, `stress` only if there is a
             volume, `dipole` only without periodic directions. A committee adds `energy_spread` and
-            `forces_spread`, a network that predicts them `hirshfeld_ratios`. Novelty is missing
-            because ASE's `SinglePointCalculator` does not accept it: take it from `evaluator.many`.
+            `forces_spread`, a network that predicts them `hirshfeld_ratios`: ASE's
+            `SinglePointCalculator` accepts only what is in
+            `ase.calculators.calculator.all_properties`. For novelty, see `evaluator.many`.
             A warning gives the number of structures outside the training environments, and names
             the first.
 

@@ -18,6 +18,7 @@ from attncalc.fast import lower, uncompiled
 from attncalc.graph import ALL_PAIRS, Graph, Graphs
 from attncalc.neighbors import SKIN, VerletList, skin_for
 from attncalc.neighbors.verlet import LARGEST_SKIN
+from attncalc.pickling import PlainlyPickled
 from attncalc.potential import (
     Potential,
     evaluate,
@@ -35,7 +36,7 @@ FAR_SKIN = 3.0
 """Ratio of the skins of the list of longer range and the network's list, on a CPU."""
 
 
-class Evaluator:
+class Evaluator(PlainlyPickled):
     """Energy, forces and strain gradient of moving structures, or of many different ones.
 
     The potential is compiled at its first use, and the compiled one is compared with the original.

@@ -94,9 +94,19 @@ class HeatFlux:
             masses: [n_atoms] amu.
 
         Raises:
-            ValueError: an element is unknown, a position is not finite, or two atoms lie on top of
-                each other.
+            ValueError: there are several structures, or not a velocity and a mass for every atom;
+                an element is unknown, a position is not finite, or two atoms lie on top of each
+                other.
         """
+        if system.n_systems != 1:
+            raise ValueError(f"heat flux is that of one structure, got {system.n_systems}")
+        velocities, masses = (np.asarray(one, dtype=np.float64) for one in (velocities, masses))
+        n_atoms = system.n_atoms
+        if velocities.shape != (n_atoms, 3) or masses.shape != (n_atoms,):
+            raise ValueError(
+                f"{n_atoms} atoms need velocities [{n_atoms}, 3] and masses [{n_atoms}], got "
+                f"{list(velocities.shape)} and {list(masses.shape)}"
+            )
         last = self._unfolded
         graphs = None if last is None or not last.is_of(system) else last.graphs(system)
         if graphs is None:

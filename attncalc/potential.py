@@ -579,7 +579,8 @@ class _ScaleArrays:
 
     def __init__(self, scale: Tensor, reference: Tensor) -> None:
         self.tensors = scale, reference
-        self.scale, self.reference = scale.numpy(), reference.numpy()
+        # copies: `multiprocessing` moves tensors that it sends, see `attncalc.pickling`
+        self.scale, self.reference = scale.numpy().copy(), reference.numpy().copy()
         self._last: tuple[Any, Any, Any] = (None, None, None)
 
     def __reduce__(self) -> Any:

@@ -6,6 +6,7 @@ Run: python examples/08_batch_evaluation.py; the command `attncalc eval` also do
 from pathlib import Path
 
 import numpy as np
+from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
@@ -21,7 +22,9 @@ energy_errors, force_errors = [], []
 for atoms, found in zip(structures, results, strict=True):
     energy_errors.append((found["energy"] - atoms.get_potential_energy()) / len(atoms))
     force_errors.append(np.linalg.norm(found["forces"] - atoms.get_forces(), axis=1).max())
-    atoms.calc = SinglePointCalculator(atoms, **found)  # results of the model replace the labels
+    # results of the model replace the labels; ASE does not accept those that only we have
+    known = {name: value for name, value in found.items() if name in all_properties}
+    atoms.calc = SinglePointCalculator(atoms, **known)
 write("evaluated.extxyz", structures)
 
 worst = int(np.argmax(force_errors))

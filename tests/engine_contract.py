@@ -15,7 +15,9 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -359,13 +361,20 @@ class EngineContract:
         twin = copy.deepcopy(fast)
         assert torch.equal(evaluate(twin, graph).forces, evaluate(fast, graph).forces)
 
-    def test_pickling(self) -> None:
-        """As multiprocessing does with a calculator."""
-        calculator = AttnCalculator(self.model)
-        forces = calculator.get_forces(ethanol())
-        twin = pickle.loads(pickle.dumps(calculator))
-        assert hasattr(twin.potential.network, "engine")
-        assert np.array_equal(twin.get_forces(ethanol()), forces)
+    @pytest.mark.parametrize("pickler", [pickle, ForkingPickler], ids=["pickle", "multiprocessing"])
+    def test_pickling(self, pickler: Any) -> None:
+        """Copy and original have the forces that they had, of structures that are not cached."""
+        calculator, first, second = AttnCalculator(self.model), ethanol(), ethanol()
+        second.rattle(0.01, seed=1)
+        expected = [calculator.get_forces(one) for one in (first, second)]
+        twin = pickle.loads(pickler.dumps(calculator))
+        sent = [pickler.dumps(part) for part in (calculator.evaluator, calculator.potential)]
+        for one in (calculator, twin):
+            assert hasattr(one.potential.network, "engine")
+            for atoms, forces in zip((first, second), expected, strict=True):
+                assert np.array_equal(one.get_forces(atoms), forces)
+        del sent  # memory that parts shared with it is free now
+        assert np.array_equal(calculator.get_forces(first), expected[0])
 
     def test_the_network_stays_as_it_is(self, plain: Potential) -> None:
         before = copy.deepcopy(plain.state_dict())

@@ -219,6 +219,10 @@ def test_stresses_of_atoms_add_up_to_the_stress() -> None:
         stresses = atoms.get_stresses()
         assert stresses.shape == (len(atoms), 6)
         assert_close(stresses.sum(0), atoms.get_stress(), 1e-6)
+        atoms.set_momenta(np.random.default_rng(0).normal(size=(len(atoms), 3)))
+        moving = atoms.get_stresses(include_ideal_gas=True).sum(0)
+        assert_close(moving, atoms.get_stress(include_ideal_gas=True), 1e-6)
+        assert not np.allclose(moving, stresses.sum(0), atol=1e-4)
     diamond = bulk("C", cubic=True)
     diamond.calc = AttnCalculator(models[0])
     assert_close(diamond.get_stresses(), np.tile(diamond.get_stress() / 8, (8, 1)), 1e-6)
@@ -768,6 +772,9 @@ def test_deepcopy_and_pickle() -> None:
     atoms = ethanol()
     atoms.calc = neutral()
     energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+    shallow = copy.copy(atoms)
+    shallow.calc = copy.copy(atoms.calc)
+    assert shallow.calc.evaluator is atoms.calc.evaluator, "which memory and time are for"
     for twin in (copy.deepcopy(atoms), pickle.loads(pickle.dumps(atoms))):
         assert twin.calc is not atoms.calc
         assert twin.get_potential_energy() == energy

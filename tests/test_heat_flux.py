@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.md.velocitydistribution import thermalize_momenta
@@ -14,7 +15,8 @@ from ase.md.verlet import VelocityVerlet
 from contract import ELEMENTS, assert_close, ethanol, random_potential, rotation, transformed
 from torch import nn
 
-from attncalc import AttnCalculator, Committee, Potential
+from attncalc import AttnCalculator, Committee, Potential, System
+from attncalc.heat_flux import HeatFlux
 from attncalc.nn.equiformer import EquiformerConfig
 from attncalc.nn.so3krates import So3kratesConfig
 from attncalc.physics.ewald import Ewald, EwaldConfig
@@ -191,6 +193,19 @@ def test_models_of_the_whole_structure_have_none(model, words: str) -> None:
     calc = AttnCalculator(model(), device="cpu")
     with pytest.raises(ValueError, match=words):
         calc.get_heat_flux(moving(ethanol()))
+
+
+def test_it_is_of_one_structure_with_a_velocity_for_every_atom(calc: AttnCalculator) -> None:
+    atoms = ethanol()
+    flux, system = HeatFlux(calc.potential), System.from_ase(atoms)
+    velocities, masses = np.ones((len(atoms), 3)), atoms.get_masses()
+    expected = flux(system, velocities, masses)
+    of_tensors = flux(system, torch.from_numpy(velocities), torch.from_numpy(masses))
+    assert np.array_equal(of_tensors.total, expected.total)
+    with pytest.raises(ValueError, match="heat flux is that of one structure, got 2"):
+        flux(System.from_ase([atoms, atoms]), velocities, masses)
+    with pytest.raises(ValueError, match=r"9 atoms need velocities \[9, 3\] and masses \[9\], got"):
+        flux(system, velocities[:3], masses)
 
 
 def test_a_copy_of_the_calculator_gives_the_same() -> None:

@@ -19,7 +19,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("system", "ops", "sample_structures", "compiled", "files", "names"),
-            *("late_import", "options", "recompute", *("signals", "recording"), "text"),
+            *("late_import", "options", "pickling", "recompute", "signals", "recording"),
+            "text",
         }
     ),
     frozenset({"neighbors", "graph", "basis"}),

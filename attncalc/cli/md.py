@@ -331,9 +331,11 @@ def _older_aside(target: Path, source: Path) -> Iterator[None]:
     """
     for ending in (".h5md", ".xyz", ".extxyz", ".traj"):
         other = target.with_suffix(ending)
-        if other.exists() and other.samefile(source) and other == target:
+        if not other.exists():
+            continue
+        if other.samefile(source) and other == target:
             raise ValueError(f"{target} is the input: name another output with -o")
-        if other.exists() and other != target and not other.samefile(source):
+        if other != target and not other.samefile(source) and _owns_log(other, target):
             raise ValueError(
                 f"{other} has log and picture of the same name: name another output with -o"
             )
@@ -348,6 +350,16 @@ def _older_aside(target: Path, source: Path) -> Iterator[None]:
             _remove_older(target)
         else:
             _put_back(target)
+
+
+def _owns_log(other: Path, target: Path) -> bool:
+    """Return True if there is a log beside two files of one name, and it is that of the other."""
+    if not target.with_suffix(".csv").exists():
+        return False
+    if other.suffix == ".h5md" or target.suffix == ".h5md":
+        has_run = target.with_suffix(".ckpt").exists()  # only the run of an .h5md has a checkpoint
+        return has_run == (other.suffix == ".h5md")
+    return True
 
 
 def _asides(target: Path) -> list[tuple[Path, Path]]:

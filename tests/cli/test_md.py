@@ -856,6 +856,14 @@ def test_md_overwrites_nothing_but_its_own_outputs(copper_file: str) -> None:
     assert {name: Path(name).read_bytes() for name in files()} == before
 
 
+def test_md_overwrites_its_run_beside_a_structure_of_the_same_name(copper_file: str) -> None:
+    write("run.xyz", read(copper_file))
+    run = ("md", copper_file, "--model", COPPER, "--steps", 2, "-o", "run.h5md", "--overwrite")
+    succeeds(*run, "--quiet")
+    succeeds(*run, "--quiet")
+    assert len(read("run.xyz", ":")) == 1
+
+
 def test_replicas_draw_velocities_of_their_own(copper_file: str) -> None:
     atoms = read(copper_file)
     atoms.set_momenta(np.random.default_rng(0).normal(size=(len(atoms), 3)))

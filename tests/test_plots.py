@@ -2,6 +2,7 @@
 
 import io
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -98,6 +99,21 @@ def test_bonds_across_the_cell_boundary():
     assert plots.bond_lengths([atoms])["O-H"] == pytest.approx([0.8])
     atoms.pbc = False
     assert plots.bond_lengths([atoms]) == {}
+
+
+def test_bonds_of_a_large_slab_take_no_square_of_memory():
+    """Every bond in some of the frames; all distances of its atoms would be 0.8 GB."""
+    slab = bulk("Si", cubic=True) * (16, 16, 5)
+    slab.pbc = [True, True, False]
+    tracemalloc.start()
+    try:
+        (lengths,) = plots.bond_lengths([slab] * 100).values()
+        assert tracemalloc.get_traced_memory()[1] < 2e8
+    finally:
+        tracemalloc.stop()
+    n_bonds = 2 * len(slab) - 2 * 16 * 16 * 2  # without two for each atom of a surface
+    assert len(lengths) % n_bonds == 0
+    assert lengths == pytest.approx(np.sqrt(3) / 4 * 5.43, rel=1e-6)
 
 
 def md_rows(n: int) -> list[dict[str, float]]:

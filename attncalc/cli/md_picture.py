@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 
-import numpy as np
 from ase import Atoms
 from tqdm import tqdm
 
@@ -34,7 +33,8 @@ class Picture:
         settings: settings of the run.
         title: title of the picture.
         n_dof: degrees of freedom for the temperature.
-        structures: structures of the batch; those with the same atoms as the first are drawn.
+        structures: structures of the batch; those with the same atoms and bonds as the first are
+            drawn.
         warnings: warnings during the run; the title mentions those about the training data.
     """
 
@@ -56,26 +56,14 @@ class Picture:
         with tqdm.external_write_mode():
             warn(text)
 
-    def _bonds_broke(self, frames: Sequence[Atoms], systems: Sequence[int]) -> bool:
-        """Return True if a bond of the first frame is broken in one of these frames.
-
-        Args:
-            frames: one of each system in turn.
-            systems: their numbers.
-        """
-        firsts = read_structures(str(self.target), index="0:1")
-        of_systems = [Bonds.of(System.from_ase(firsts[k]), NONMETALS) for k in systems]
-        return any(
-            bonds.broken(System.from_ase(frame))
-            for bonds, frame in zip(cycle(of_systems), frames, strict=False)
-        )
-
     def draw(self) -> None:
         """Draw and save the picture; its last frame is the last one of the first structure."""
         from attncalc import plots
 
-        log, first = self.target.with_suffix(".csv"), self.structures[0].numbers
-        alike = [k for k, one in enumerate(self.structures) if np.array_equal(one.numbers, first)]
+        log = self.target.with_suffix(".csv")
+        firsts = read_structures(str(self.target), index="0:1")
+        molecules = [_molecule(one) for one in firsts]
+        alike = [k for k, one in enumerate(molecules) if one == molecules[0]]
         rows = read_log(
             log, at_most=max(FEWEST_TIMES, MOST_ROWS // len(alike)), n_systems=self.n_systems
         )
@@ -94,7 +82,7 @@ class Picture:
         remarks, warned_of = [], "\n".join(self.warnings)
         if OUTSIDE_TEXT in warned_of or any(row.get(NOVELTY, 0.0) > OUTSIDE for row in rows):
             remarks.append(OUTSIDE_TEXT)
-        if self._bonds_broke(frames, list(reversed(some))):
+        if _bonds_broke([firsts[k] for k in reversed(some)], frames):
             remarks.append("bonds broke")
         title += f": {', '.join(remarks)}" if remarks else ""
         figure = plots.md_summary(
@@ -106,3 +94,24 @@ class Picture:
             n_dof=self.n_dof,
         )
         save_picture(figure, self.target.with_suffix(".png"))
+
+
+def _molecule(atoms: Atoms) -> tuple[bytes, frozenset[tuple[int, int]]]:
+    """Return the elements and the bonds of a structure: isomers have others."""
+    edges = Bonds.of(System.from_ase(atoms), NONMETALS).edges
+    pairs = zip(edges.receivers.tolist(), edges.senders.tolist(), strict=True)
+    return atoms.numbers.tobytes(), frozenset((min(pair), max(pair)) for pair in pairs)
+
+
+def _bonds_broke(firsts: Sequence[Atoms], frames: Sequence[Atoms]) -> bool:
+    """Return True if a bond of a first frame is broken in one of the frames.
+
+    Args:
+        firsts: the first frame of each system.
+        frames: one of each system in turn.
+    """
+    of_systems = [Bonds.of(System.from_ase(first), NONMETALS) for first in firsts]
+    return any(
+        bonds.broken(System.from_ase(frame))
+        for bonds, frame in zip(cycle(of_systems), frames, strict=False)
+    )

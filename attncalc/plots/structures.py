@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle, Polygon
 from numpy.typing import NDArray
+
+from attncalc.graph import edge_vectors
+from attncalc.neighbors import neighbor_list
+from attncalc.system import System
 
 # a bond is a pair closer than this times the sum of its covalent radii
 BONDED = 1.2
@@ -79,9 +84,12 @@ def bonds(atoms: Atoms) -> NDArray[np.int64]:
 
     Distances are those to the nearest image.
     """
-    radii = covalent_radii[atoms.numbers]
-    distances = atoms.get_all_distances(mic=bool(atoms.pbc.any()))
-    return np.argwhere(np.triu(distances < BONDED * (radii[:, None] + radii), k=1))
+    radii, system = covalent_radii[atoms.numbers], System.from_ase(atoms)
+    edges = neighbor_list(system, 2 * BONDED * float(radii.max()))
+    i, j = edges.receivers.numpy(), edges.senders.numpy()
+    lengths = torch.linalg.vector_norm(edge_vectors(system, edges), dim=1).numpy()
+    bonded = (i < j) & (lengths < BONDED * (radii[i] + radii[j]))
+    return np.unique(np.stack([i[bonded], j[bonded]], axis=1), axis=0)
 
 
 def _turn(points: NDArray[np.float64], atoms: Atoms) -> NDArray[np.float64]:

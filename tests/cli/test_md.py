@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, molecule
 from ase.constraints import FixAtoms, FixBondLength, FixInternals, FixSymmetry, Hookean
 from ase.io import read, write
 from command_line import COPPER, ETHANOL, Forked, attncalc, fails, files, succeeds, wait_until
@@ -614,6 +614,23 @@ def test_md_that_is_resumed_compares_bonds_with_the_first_frame(drawn: list) -> 
     assert drawn[-1][2]["title"].endswith("bonds broke")
     attncalc("md", "--resume", "p2.md.h5md", "--steps", 340)
     assert drawn[-1][2]["title"].endswith("bonds broke")
+
+
+def test_md_does_not_draw_isomers_as_one_molecule(drawn: list) -> None:
+    """Ethanol and dimethyl ether, with atoms in the same order."""
+    write("two.extxyz", [_sorted(molecule(name)) for name in ("CH3CH2OH", "CH3OCH3")])
+    run = ("md", "two.extxyz", "--replicas", 2, "--steps", 4, "--every", 2, "-o", "run.h5md")
+    succeeds(*run, "--quiet")
+    ((rows, frames, options),) = drawn
+    assert options["title"].endswith("(2 of 4 systems)")
+    assert {row["system"] for row in rows} == {0, 1}
+    lengths = plots.bond_lengths(frames)
+    assert set(lengths) == {"C-C", "C-H", "C-O", "O-H"}
+    assert all(1.3 < value < 1.7 for value in (*lengths["C-C"], *lengths["C-O"]))
+
+
+def _sorted(atoms: Atoms) -> Atoms:
+    return atoms[np.argsort(-atoms.numbers % 8, kind="stable")]
 
 
 def test_md_of_a_committee_logs_its_spread(ethanol_file: str) -> None:

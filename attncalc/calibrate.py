@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from ase import Atoms
 
 from attncalc.graph import Graph
-from attncalc.novelty import Environments, Sample, fit
+from attncalc.novelty import Environments, Sample, fit, strays_of
 from attncalc.potential import Potential
 from attncalc.structures import batches, check_system, fresh_graphs
 from attncalc.system import System
+
+log = logging.getLogger(__name__)
 
 # used of a data set: bounds the time to a fraction of that of an epoch
 MOST_STRUCTURES, MOST_ATOMS = 10_000, 150_000
@@ -30,18 +33,20 @@ def calibrate(potential: Potential, structures: Sequence[Atoms]) -> None:
         potential: as loaded, not compiled.
         structures: for training and validation, not those of the test; labels are not needed. Of
             more than `MOST_STRUCTURES`, or more than `MOST_ATOMS` atoms, evenly spaced ones are
-            used.
+            used, and of equal ones the first.
 
     Raises:
         ValueError: there are no structures, or the model does not know an element or charge.
     """
-    chosen = some_of(structures)
+    chosen = _different(some_of(structures))
     for member in potential.members:
         member.environments = environments_of(member, chosen)
 
 
 def environments_of(member: Potential, structures: Sequence[Atoms]) -> Environments:
     """Describe the environments of all atoms in some structures, as a network sees them.
+
+    Structures that are far from all others are left out, with a warning in the log.
 
     Args:
         member: a single potential, not compiled; its network is run without gradients.
@@ -50,6 +55,19 @@ def environments_of(member: Potential, structures: Sequence[Atoms]) -> Environme
     Raises:
         ValueError: there are no structures, or the model does not know an element or charge.
     """
+    sample = _sample(member, structures)
+    if strays := strays_of(sample):
+        log.warning(
+            "far from all others, and so outside the training data: %d of %d structures, the first "
+            "is number %d",
+            *(len(strays), len(structures), strays[0]),
+        )
+        out = set(strays)
+        sample = _sample(member, [one for k, one in enumerate(structures) if k not in out])
+    return fit(sample)
+
+
+def _sample(member: Potential, structures: Sequence[Atoms]) -> Sample:
     n_species = len(member.species)
     closest = np.full((n_species, n_species), float(member.cutoff))
     species, numbers, features = [], [], []
@@ -68,14 +86,12 @@ def environments_of(member: Potential, structures: Sequence[Atoms]) -> Environme
         _note_distances(graph, closest)
     if not species:
         raise ValueError("at least one structure is needed to learn what a model knows")
-    return fit(
-        Sample(
-            np.concatenate(species),
-            np.concatenate(numbers),
-            np.concatenate(features),
-            closest,
-            np.array(composition),
-        )
+    return Sample(
+        np.concatenate(species),
+        np.concatenate(numbers),
+        np.concatenate(features),
+        closest,
+        np.array(composition),
     )
 
 
@@ -104,6 +120,16 @@ def some_of(structures: Sequence[Atoms]) -> list[Atoms]:
     if n_atoms > MOST_ATOMS:
         chosen = _evenly(chosen, max(1, len(chosen) * MOST_ATOMS // n_atoms))
     return chosen
+
+
+def _different(structures: Sequence[Atoms]) -> list[Atoms]:
+    """Return each structure once: copies would predict each other in the cross-validation."""
+    one_of_each: dict[bytes, Atoms] = {}
+    for atoms in structures:
+        parts = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+        said = repr([atoms.info.get(name) for name in ("charge", "spin")]).encode()
+        one_of_each.setdefault(b"".join([*(part.tobytes() for part in parts), said]), atoms)
+    return list(one_of_each.values())
 
 
 def _evenly(structures: Sequence[Atoms], n: int) -> list[Atoms]:

@@ -336,6 +336,42 @@ def test_refusals() -> None:
         fit(sample)
 
 
+def test_one_broken_structure_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """It would move the edge, and what was outside would be inside."""
+    known, alone, together = frames(40, seed=1), untaught(), untaught()
+    calibrate(alone, known)
+    assert not caplog.records
+    broken = ethanol()
+    broken.positions *= 0.4
+    calibrate(together, [*known[:20], broken, *known[20:]])
+    assert [record.getMessage() for record in caplog.records] == [
+        "far from all others, and so outside the training data: 1 of 41 structures, the first is "
+        "number 20"
+    ]
+    for structure in (ethanol(), molecule("C6H6")):
+        expected = novelty_of(alone, structure)
+        np.testing.assert_allclose(novelty_of(together, structure), expected, rtol=1e-6)
+    assert novelty_of(together, broken).max() > 10
+
+
+def test_a_part_of_the_data_is_not_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    potential, compressed = untaught(), frames(4, seed=2)
+    for one in compressed:
+        one.positions *= 0.4
+    calibrate(potential, [*frames(40, seed=1), *compressed])
+    assert not caplog.records
+    assert novelty_of(potential, frames(1, seed=3)[0]).max() < 1
+
+
+def test_equal_structures_count_once() -> None:
+    one, other = untaught(), untaught()
+    calibrate(one, frames(20, seed=1))
+    calibrate(other, [frame for frame in frames(20, seed=1) for _ in range(3)])
+    assert one.environments == other.environments or np.array_equal(
+        one.environments.whiten, other.environments.whiten
+    )
+
+
 def test_large_data_sets_are_looked_at_in_part() -> None:
     small = [Atoms("H")] * (2 * MOST_STRUCTURES)
     assert len(some_of(small)) == MOST_STRUCTURES

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -363,9 +365,21 @@ class Committee(Potential):
                 raise ValueError(
                     "the same model is twice in a committee: its spread would mean nothing"
                 )
+        if len(levels := {_level_of(member) for member in members} - {""}) > 1:
+            warnings.warn(
+                "members of the committee learnt different levels of theory "
+                f"({', '.join(sorted(levels))}): mean and spread of their energies mean nothing",
+                stacklevel=2,
+            )
         self._modules["members"] = nn.ModuleList(members)  # the property of this name reads it
         self.species, self.threads = members[0].species, members[0].threads
         self.training_info = dict(training or {})
+
+
+def _level_of(potential: Potential) -> str:
+    """Return the first word of a level of theory: others say where the data are from."""
+    level = str(potential.training_info.get("level_of_theory") or "")
+    return re.split(r"[\s(,;:]", level, maxsplit=1)[0].casefold()
 
 
 def evaluate(potential: Potential, graph: Graph | Graphs) -> Result:

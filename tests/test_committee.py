@@ -1,5 +1,7 @@
 """Committees: the mean of their members, with the spread, through every door."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,15 @@ def test_committee_passes_the_physics_checks(committee):
 def test_impossible_committees_are_refused(members, message):
     with pytest.raises(ValueError, match=message):
         AttnCalculator(members(), device="cpu")
+
+
+def test_members_of_different_levels_of_theory_are_mentioned():
+    members = [load(f"so3krates-aspirin{end}") for end in ("", "-xtb")]
+    with pytest.warns(UserWarning, match=r"levels of theory \(gfn2-xtb, pbe\+vdw-ts\): mean and"):
+        Committee(members)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load("aspirin-committee")  # which names the source of its labels in different words
 
 
 def test_spread_is_never_that_of_another_structure(committee):

@@ -390,6 +390,21 @@ def test_few_wild_atoms_are_said(potential):
     assert "a few atoms are far off" in said
 
 
+def test_structures_with_wild_stress_are_named(potential):
+    """Such as those whose shear components are in another order than that of the file."""
+    stress = np.zeros((30, 3, 3))
+    stress[12, 0, 1] = stress[12, 1, 0] = 0.1
+    dataset = data.Dataset(
+        structures=[bulk("C", "diamond", a=3.6)] * 30,
+        energies=np.zeros(30),
+        forces=[np.zeros((2, 3))] * 30,
+        stress=stress,
+    )
+    prediction = Prediction(np.zeros(30), dataset.forces, np.full((30, 3, 3), 1e-4))
+    (said,) = remarks(potential, prediction, dataset, Subject("m"))
+    assert "a few structures are far off. Worst are numbers 12 (16 GPa), 0 (0.016 GPa)" in said
+
+
 # --------------------------------------------------------------------------------------- details
 
 

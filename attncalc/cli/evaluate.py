@@ -166,9 +166,9 @@ def _tell(
     for note in notes:
         say(f"Note: {note}")
     if target is not None:
-        page = evaluation(potential, prediction, dataset, subject)
+        page, is_new = evaluation(potential, prediction, dataset, subject), not target.exists()
         write_atomically(target, page.encode(errors="replace"))
-        say(f"wrote {target}")
+        say(f"wrote {target}" if is_new else f"replaced the older report {target}")
     report_json(
         {
             "model": str(subject.model),

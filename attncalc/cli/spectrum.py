@@ -70,13 +70,15 @@ def spectrum(trajectory, output, table, resolution, highest, system) -> None:
         f"{found.depth / 1000:.3g} ps), up to {found.highest:g} 1/cm"
     )
     n_dof, peaks = found.integral(found.vdos), [found.peaks(found.vdos)]
-    say(f"density of states, {n_dof:.4g} degrees of freedom; {_listed(peaks[0])}")
+    say(f"density of states, {n_dof:.4g} degrees of freedom in all; {_listed(peaks[0])}")
     if found.infrared is None:
         say("no infrared spectrum: the trajectory has no dipoles (attncalc md --write dipole)")
     else:
         peaks.append(found.peaks(found.infrared))
         total = found.integral(found.infrared)
-        say(f"infrared, harmonic quantum correction, {total:.4g} km/mol; {_listed(peaks[1])}")
+        say(
+            f"infrared, harmonic quantum correction, {total:.4g} km/mol in all; {_listed(peaks[1])}"
+        )
     from attncalc import plots
 
     figure = plots.spectrum_summary(

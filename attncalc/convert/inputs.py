@@ -45,10 +45,21 @@ class Tree:
                 f"{self.file}: array {name!r} is missing; do the hyper-parameters belong to it?"
             )
         stored = self.left.pop(name)
-        tensor = stored if isinstance(stored, Tensor) else torch.from_numpy(np.array(stored))
-        if tensor.is_complex() or tensor.dtype == torch.bool or not torch.isfinite(tensor).all():
+        if isinstance(stored, Tensor):
+            is_real = not stored.is_complex() and stored.dtype != torch.bool
+        else:
+            stored = np.asarray(stored)
+            is_real = stored.dtype.kind in "fiu"
+        if not is_real:
+            raise ValueError(
+                f"{self.file}: array {name!r} must hold real numbers, is of the type {stored.dtype}"
+            )
+        if not isinstance(stored, Tensor):  # of any byte order
+            stored = torch.from_numpy(stored.astype(np.float64))
+        tensor = stored.double()
+        if not torch.isfinite(tensor).all():
             raise ValueError(f"{self.file}: array {name!r} contains numbers that are not finite")
-        return tensor.double()
+        return tensor
 
     def look(self, name: str) -> Tensor:
         """Return a parameter like `take`, but do not count it as used."""

@@ -412,6 +412,11 @@ def splits_of(arrays: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def is_of_structures(key: str) -> bool:
+    """Return True if an array of this name holds elements, positions, energies or forces."""
+    return key in (*NUMBERS, *POSITIONS) or key.partition("_")[0] in (*ENERGIES, *FORCES)
+
+
 def key_of_split(name: str) -> str:
     """Return the key from which `splits_of` reads a split of this name."""
     return name if _SPLIT.match(name) else _OTHER_SPLIT + name

@@ -129,6 +129,8 @@ class Calibration:
     def __str__(self) -> str:
         low, high = self.interval
         certain = f" ({low:.2f} to {high:.2f})" if low <= high else ""  # not NaN
+        if self.n < FEWEST_IN_BIN:
+            return f"errors are {self.factor:.2f} times as large in {self.n} cases: too few to tell"
         return (
             f"errors are {self.factor:.2f} times as large{certain}, ENCE {100 * self.ence:.0f} % "
             f"(by chance {100 * self.ence_by_chance:.0f} %)"

@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from attncalc.data.arrays import choose_labels, dataset_fields, stresses_left_out, text
+from attncalc.data.arrays import (
+    choose_labels,
+    dataset_fields,
+    is_of_structures,
+    stresses_left_out,
+    text,
+)
 from attncalc.data.dataset import Dataset
 from attncalc.data.units import ReadOptions, factors, parse_entry
 from attncalc.files.npz import read_arrays
@@ -41,6 +47,11 @@ def read_npz(path: Path, options: ReadOptions) -> Dataset:
             found = read_arrays(file)
         # pickled remarks (MD17's "name") are not needed
         arrays = {name: array for name, array in found.items() if array is not None}
+        if pickled := [name for name in found.keys() - arrays.keys() if is_of_structures(name)]:
+            raise ValueError(
+                f"array {min(pickled)!r} is pickled (dtype object), and pickles are not read: save "
+                "it as an array of numbers"
+            )
         shapes = {name: array.shape for name, array in arrays.items()}
         chosen = choose_labels(shapes, options.labels)
         if left_out := stresses_left_out(shapes):

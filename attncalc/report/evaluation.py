@@ -43,8 +43,8 @@ from attncalc.report.pictures import calibration_pictures, gallery, pictures
 
 # mark in the head of every report
 GENERATOR = "attncalc eval"
-# structures in a list of the worst
-N_WORST = 10
+# structures in a list of the worst, and in a remark
+N_WORST, N_WORST_BY_STRESS = 10, 5
 # most rows in the table of compositions; the rest is only counted
 MOST_COMPOSITIONS = 25
 # limit of RMSE over MAE, which is 1.25 for a normal distribution, 1.41 for an exponential one
@@ -303,12 +303,27 @@ def remarks(
             f"The RMSE of the forces is {force.rmse / force.mae:.1f} times their MAE (1.25 for a "
             "normal distribution): a few atoms are far off. Look at the worst structures."
         )
+    stress = stress_statistics(prediction, dataset)
+    if stress is not None and stress.mae > 0 and stress.rmse > HEAVY_TAIL * stress.mae:
+        yield (
+            f"The RMSE of the stress is {stress.rmse / stress.mae:.1f} times its MAE: a few "
+            f"structures are far off. Worst are numbers {_worst_by_stress(prediction, dataset)}."
+        )
     known = _own_force_mae(info)
     if known and force.mae > 2 * known:
         yield (
             f"The MAE of the forces is {force.mae / known:.1f} times that on the model's own test "
             f"set ({three_digits(1e3 * known)} meV/Å): these structures or labels are unlike those."
         )
+
+
+def _worst_by_stress(prediction: Prediction, dataset: Dataset) -> str:
+    """Return numbers of structures, each with its largest error of a component."""
+    assert prediction.stress is not None
+    assert dataset.stress is not None
+    largest = np.abs(prediction.stress - dataset.stress).max((1, 2)) * GPA
+    worst = np.argsort(-largest, kind="stable")[:N_WORST_BY_STRESS]
+    return ", ".join(f"{k} ({three_digits(largest[k])} GPa)" for k in worst.tolist())
 
 
 def about_model(potential: Potential, subject: Subject) -> list[tuple[str, str]]:

@@ -95,9 +95,9 @@ def test_eval_of_a_split_that_is_not_there() -> None:
 def test_eval_leaves_a_report() -> None:
     """Unasked, and again and again; but nothing else is replaced."""
     write("cu.extxyz", labelled(2))
-    for _ in range(2):
+    for done in ("wrote", "replaced the older report"):
         said = succeeds("eval", COPPER, "cu.extxyz")
-        assert said.splitlines()[-1] == "wrote eval-cu-emt-cu.html"
+        assert said.splitlines()[-1] == f"{done} eval-cu-emt-cu.html"
         assert files() == {"cu.extxyz", "eval-cu-emt-cu.html"}
     page = Path("eval-cu-emt-cu.html").read_text()
     assert f'<data value="{1e3 * force_mae("cu.extxyz")!r}">' in page
@@ -152,10 +152,7 @@ def test_eval_of_a_committee_tells_what_its_spread_is_worth(ethanol_file: str) -
     start = "spread of the committee: "
     lines = [line.removeprefix(start) for line in said.splitlines() if line.startswith(start)]
     assert [line.split(" errors are ")[0] for line in lines] == ["force", "energy per atom"]
-    found = (
-        r"errors are \d+\.\d\d times as large, ENCE \d+ % \(by chance 11 %\), rank correlation -?\d"
-    )
-    assert re.search(found, lines[0])  # 9 atoms: one bin of 27 numbers
+    assert re.search(r"errors are \d+\.\d\d times as large in 9 cases: too few to tell", lines[0])
     (page,) = Path.cwd().glob("eval-*.html")
     assert "What the spread of the committee tells" in page.read_text()
 

@@ -33,7 +33,7 @@ def test_spectrum(run: tuple) -> None:
     assert said[0].endswith(
         "; resolution 1.48e+03 1/cm (Hann window, correlation depth 0.0225 ps), up to 6000 1/cm"
     )
-    assert said[1].startswith("density of states, 27 degrees of freedom; ")
+    assert said[1].startswith("density of states, 27 degrees of freedom in all; ")
     assert said[2].startswith("infrared, harmonic quantum correction, ")
     assert said[3:] == ["wrote run.spectrum.png, numbers.csv"]
     assert Path("run.spectrum.png").read_bytes().startswith(b"\x89PNG")

@@ -24,6 +24,7 @@ from contract import assert_close
 
 from attncalc import AttnCalculator, Evaluator, load, md
 from attncalc.convert import so3lr
+from attncalc.convert.inputs import Tree
 from attncalc.convert.pickled_arrays import read_pickled_arrays
 from attncalc.graph import AtomOutputs
 from attncalc.model_file import save
@@ -368,12 +369,26 @@ def damaged(published: Path, folder: Path, change: Callable[[dict], None]) -> Pa
             lambda a: a.update({"observables_0/zbl_repulsion/p": np.array([np.nan])}),
             "contains numbers that are not finite",
         ),
+        *(
+            (
+                lambda a, other=other: a.update({"observables_0/zbl_repulsion/p": other}),
+                f"zbl_repulsion/p' must hold real numbers, is of the type {other.dtype}",
+            )
+            for other in (np.array([1j]), np.array([True]), np.array(["one"]))
+        ),
     ],
 )
 def test_damaged_arrays(published: Path, tmp_path: Path, change: Callable, message: str) -> None:
     params = damaged(published, tmp_path, change)
     with pytest.raises(ValueError, match=message):
         so3lr(params, published / "hyperparameters.json")
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8", "longdouble", "int32"])
+def test_real_numbers_of_any_kind(kind: str) -> None:
+    found = Tree("weights.npz", {"one": np.array([1, 2, 3], dtype=kind)}).take("one")
+    assert found.dtype == torch.float64
+    assert found.tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

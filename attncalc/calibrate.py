@@ -14,7 +14,7 @@ from attncalc.graph import Graph
 from attncalc.novelty import Environments, Sample, fit, strays_of
 from attncalc.potential import Potential
 from attncalc.structures import batches, check_system, fresh_graphs
-from attncalc.system import System
+from attncalc.system import System, charge_and_spin
 
 log = logging.getLogger(__name__)
 
@@ -39,32 +39,46 @@ def calibrate(potential: Potential, structures: Sequence[Atoms]) -> None:
         ValueError: there are no structures, or the model does not know an element or charge.
     """
     chosen = _different(some_of(structures))
+    strays: set[int] = set()
     for member in potential.members:
-        member.environments = environments_of(member, chosen)
+        member.environments, those = environments_of(member, chosen)
+        strays.update(those)
+    if strays:
+        first = chosen[min(strays)]
+        log.warning(
+            "far from all others, and so outside the training data: %d of %d structures, the first "
+            "is %s, whose closest atoms are %.2f Å apart",
+            *(len(strays), len(chosen), first.get_chemical_formula(), _closest(first)),
+        )
 
 
-def environments_of(member: Potential, structures: Sequence[Atoms]) -> Environments:
+def environments_of(
+    member: Potential, structures: Sequence[Atoms]
+) -> tuple[Environments, list[int]]:
     """Describe the environments of all atoms in some structures, as a network sees them.
-
-    Structures that are far from all others are left out, with a warning in the log.
 
     Args:
         member: a single potential, not compiled; its network is run without gradients.
         structures: one or more.
+
+    Returns:
+        The environments, and the numbers of structures that are left out, see `strays_of`.
 
     Raises:
         ValueError: there are no structures, or the model does not know an element or charge.
     """
     sample = _sample(member, structures)
     if strays := strays_of(sample):
-        log.warning(
-            "far from all others, and so outside the training data: %d of %d structures, the first "
-            "is number %d",
-            *(len(strays), len(structures), strays[0]),
-        )
         out = set(strays)
         sample = _sample(member, [one for k, one in enumerate(structures) if k not in out])
-    return fit(sample)
+    return fit(sample), strays
+
+
+def _closest(atoms: Atoms) -> float:
+    """Return the shortest distance between atoms, Å; infinite for a single one."""
+    distances = atoms.get_all_distances(mic=bool(atoms.pbc.any()))
+    np.fill_diagonal(distances, np.inf)
+    return float(distances.min())
 
 
 def _sample(member: Potential, structures: Sequence[Atoms]) -> Sample:
@@ -127,8 +141,8 @@ def _different(structures: Sequence[Atoms]) -> list[Atoms]:
     one_of_each: dict[bytes, Atoms] = {}
     for atoms in structures:
         parts = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
-        said = repr([atoms.info.get(name) for name in ("charge", "spin")]).encode()
-        one_of_each.setdefault(b"".join([*(part.tobytes() for part in parts), said]), atoms)
+        electrons = repr(charge_and_spin(atoms)).encode()
+        one_of_each.setdefault(b"".join([*(part.tobytes() for part in parts), electrons]), atoms)
     return list(one_of_each.values())
 
 

@@ -115,7 +115,7 @@ def say_that_loops_are_compiled() -> None:
     """Print how long the compilation takes, at the first call only."""
     log.warning(
         "compiling loops for this machine: half a minute, on busy cores up to two; the next start "
-        "finds them on the disk"
+        "of this kind finds them on the disk"
     )
 
 

@@ -40,6 +40,7 @@ from attncalc.physics.pair_term import (
     reads_system,
     strained,
 )
+from attncalc.pickling import PlainlyPickled
 from attncalc.result import Result, ResultArrays, ResultOfArrays, mean_of
 from attncalc.system import System
 
@@ -47,7 +48,7 @@ from attncalc.system import System
 MOST_THREADS = 1024
 
 
-class Potential(nn.Module):
+class Potential(PlainlyPickled, nn.Module):
     """Network + pair terms + species table + scale + reference energies.
 
     E_i = scale[species] * network_i + reference_energies[species] + pair terms.
@@ -593,8 +594,7 @@ class _ScaleArrays:
 
     def __init__(self, scale: Tensor, reference: Tensor) -> None:
         self.tensors = scale, reference
-        # copies: `multiprocessing` moves tensors that it sends, see `attncalc.pickling`
-        self.scale, self.reference = scale.numpy().copy(), reference.numpy().copy()
+        self.scale, self.reference = scale.numpy(), reference.numpy()
         self._last: tuple[Any, Any, Any] = (None, None, None)
 
     def __reduce__(self) -> Any:

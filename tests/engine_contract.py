@@ -368,7 +368,9 @@ class EngineContract:
         second.rattle(0.01, seed=1)
         expected = [calculator.get_forces(one) for one in (first, second)]
         twin = pickle.loads(pickler.dumps(calculator))
-        sent = [pickler.dumps(part) for part in (calculator.evaluator, calculator.potential)]
+        evaluator = calculator.evaluator
+        parts = (evaluator, evaluator.potential, evaluator.neighbors)
+        sent = [pickler.dumps(part) for part in parts]
         for one in (calculator, twin):
             assert hasattr(one.potential.network, "engine")
             for atoms, forces in zip((first, second), expected, strict=True):

@@ -786,6 +786,14 @@ def test_deepcopy_and_pickle() -> None:
         assert_close(twin.get_forces(), forces, ROUNDING)
 
 
+def test_a_calculator_that_refers_to_itself_is_pickled() -> None:
+    calculator = neutral()
+    calculator.template = ethanol()
+    calculator.template.calc = calculator
+    twin = pickle.loads(pickle.dumps(calculator))
+    assert twin.template.calc is twin
+
+
 def test_frames_written_by_a_trajectory(tmp_path: Path, ethanol64: AttnCalculator) -> None:
     """A molecule has no stress; that is no reason to lose its energy and forces."""
     atoms = ethanol()

@@ -66,7 +66,7 @@ def calibrate(model, data_file, labels, splits, energy_unit, length_unit, output
     assert known is not None
     counts = {chemical_symbols[z]: known.n_atoms[s] for s, z in enumerate(potential.species)}
     atoms = ", ".join(f"{n} {symbol}" for symbol, n in counts.items())
-    say(f"{known.n_structures} of {len(structures)} structures were looked at: {atoms}")
+    say(f"{known.n_structures} of {len(structures)} structures describe what it knows: {atoms}")
     if known.n_structures < FEW:
         warn(
             f"{known.n_structures} different structures are few to learn the edge of what a model "

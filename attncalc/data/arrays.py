@@ -414,7 +414,7 @@ def splits_of(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_of_structures(key: str) -> bool:
     """Return True if an array of this name holds elements, positions, energies or forces."""
-    return key in (*NUMBERS, *POSITIONS) or key.partition("_")[0] in (*ENERGIES, *FORCES)
+    return key in (*NUMBERS, *POSITIONS, *ENERGIES, *FORCES)
 
 
 def key_of_split(name: str) -> str:

@@ -116,8 +116,7 @@ def _of_atoms(dispersion: Any, hartree: float) -> tuple[NDArray[np.float64], NDA
     """Polarizabilities [n_species] and C6 [n_species, n_species] eV bohr^6; C6 is 0 for None."""
     if dispersion is None:
         return np.ones(_MOST_SPECIES), np.zeros((_MOST_SPECIES, _MOST_SPECIES))
-    # copies: `multiprocessing` moves tensors that it sends, see `attncalc.pickling`
-    return dispersion.polarizabilities.cpu().numpy().copy(), hartree * dispersion.c6.cpu().numpy()
+    return dispersion.polarizabilities.cpu().numpy(), hartree * dispersion.c6.cpu().numpy()
 
 
 _MOST_SPECIES = 119

@@ -49,8 +49,7 @@ class FrozenZBL(nn.Module):
         self.config = term.config
         numbers = numbers_of(term, coulomb_constant)
         self.arguments = (
-            # copies: `multiprocessing` moves tensors that it sends, see `attncalc.pickling`
-            *(tensor.cpu().numpy().copy() for tensor in numbers),
+            *(tensor.cpu().numpy() for tensor in numbers),
             float(term.config.cutoff),
             float(switch_off),
         )

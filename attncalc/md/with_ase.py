@@ -224,7 +224,7 @@ def _observe(atoms: Atoms, thermometer: Thermometer, time: float) -> dict[str, f
     temperature = thermometer.temperature(atoms)
     numbers = (time, temperature, potential, kinetic, total, volume)
     row = dict(zip(COLUMNS, map(float, numbers), strict=True))
-    if atoms.pbc.all() and all(isinstance(one, FixAtoms) for one in atoms.constraints):
+    if _has_pressure(atoms):
         row[PRESSURE.in_log] = _pressure(atoms, temperature) / units.GPa
     spread = getattr(atoms.calc, "spread", None)
     if spread is not None:
@@ -233,6 +233,13 @@ def _observe(atoms: Atoms, thermometer: Thermometer, time: float) -> dict[str, f
     if novelty is not None:
         row[NOVELTY] = float(novelty.max())
     return row
+
+
+def _has_pressure(atoms: Atoms) -> bool:
+    """Return True if the pressure of motion and forces is all there is, and can be calculated."""
+    properties = getattr(atoms.calc, "implemented_properties", ())
+    only_fixed = all(isinstance(one, FixAtoms) for one in atoms.constraints)
+    return bool(atoms.pbc.all()) and only_fixed and "stress" in properties
 
 
 def _pressure(atoms: Atoms, temperature: float) -> float:

@@ -24,6 +24,7 @@ from attncalc.neighbors.padded import padded_kernels
 from attncalc.neighbors.pair_search import pair_list
 from attncalc.neighbors.reuse import LoopInputs, Seen, reused_edges
 from attncalc.neighbors.search import MIN_DISTANCE, complete_cell, refuse_overlap
+from attncalc.pickling import PlainlyPickled
 from attncalc.system import System
 
 SKIN = {"cpu": 0.5, "cuda": 1.0}
@@ -142,7 +143,7 @@ class SkinEdges:
 
 
 @dataclass(frozen=True)
-class VerletList:
+class VerletList(PlainlyPickled):
     """Neighbour list that detects when it must be rebuilt.
 
     Use it as `verlet = VerletList.create(cutoff=4.5, skin=0.5, species=(1, 6, 8))`, then at every

@@ -28,9 +28,10 @@ FOLDS = 5
 # for an element, and held-out molecules are new structures, of which one in 200 is beyond the edge
 MANY, NEW_INSIDE = 100, 0.995
 # a structure this many times as far from the others as usual is left out: a single one moves the
-# edge of a small data set. Measured: up to 4 in sets of molecules and of silicon, up to 28 in
-# crystals of a few atoms, 47 with dissociated molecules, above 200 with one bond of 0.6 Å
-STRAY, MOST_STRAY, FEWEST_WITH_STRAYS = 10.0, 0.02, 10
+# edge of a small data set. Measured: up to 4 in sets of molecules and of silicon, 12 in one with
+# copies, up to 28 in crystals of a few atoms, 47 with dissociated molecules, above 200 with one
+# bond of 0.6 Å
+STRAY, MOST_STRAY, FEWEST_WITH_STRAYS = 50.0, 0.02, 20
 LEAST_EDGE = 0.1  # standard deviations
 MOST_COMPONENTS_OF_MANY = 48
 # centres of an element, atoms for each centre at least, and bytes of all centres in a model file;
@@ -75,22 +76,24 @@ def strays_of(sample: Sample) -> list[int]:
     """Return numbers of structures that are far from all others, such as broken ones.
 
     Their largest distance from the atoms of the same element in other structures, as in `fit`, is
-    more than `STRAY` times the median of the structures. Several that are together more than
-    `MOST_STRAY` of the structures are a part of the data, and with many compositions the edge does
-    not depend on single structures: then there are none.
+    more than `STRAY` times the median of the structures, of `FEWEST_WITH_STRAYS` or more. Several
+    that are together more than `MOST_STRAY` of the structures are a part of the data, and with many
+    compositions the edge does not depend on single structures: then there are none.
 
     Args:
         sample: of one structure or more.
     """
     n_structures = int(sample.structure.max(initial=-1)) + 1
     n, _ = _sizes(len(sample.closest), sample.features.shape[1], many=False)
-    if n_structures < FEWEST_WITH_STRAYS or sample.is_of_many or not n:
+    if sample.is_of_many or not n:
         return []
     fold = np.random.default_rng(0).permutation(n_structures) % FOLDS
     found: set[int] = set()
     for s in np.unique(sample.species):
         of_kind = sample.species == s
         structure = sample.structure[of_kind]
+        if len(np.unique(structure)) < FEWEST_WITH_STRAYS:
+            continue
         features = sample.features[of_kind].astype(np.float64)
         largest = largest_of(_held_out(features, fold[structure], n, 1), structure)
         found |= set(np.unique(structure)[largest > STRAY * np.median(largest)].tolist())

@@ -84,7 +84,9 @@ def bonds(atoms: Atoms) -> NDArray[np.int64]:
 
     Distances are those to the nearest image.
     """
-    radii, system = covalent_radii[atoms.numbers], System.from_ase(atoms)
+    # without charge and elements, which could be refused
+    bare = Atoms("H" * len(atoms), atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    radii, system = covalent_radii[atoms.numbers], System.from_ase(bare)
     edges = neighbor_list(system, 2 * BONDED * float(radii.max()))
     i, j = edges.receivers.numpy(), edges.senders.numpy()
     lengths = torch.linalg.vector_norm(edge_vectors(system, edges), dim=1).numpy()

@@ -282,7 +282,8 @@ def test_missing_arrays_are_named(arrays, written, missing, message):
 
 def test_pickled_arrays_are_never_loaded(arrays, written):
     remark = np.array([{"a": "dictionary"}], dtype=object)
-    _assert_same(data.read(written(arrays, name_of_set=remark), energy_unit="eV"), arrays)
+    for name in ("name_of_set", "energy_unit", "E_source"):
+        _assert_same(data.read(written(arrays, **{name: remark}), energy_unit="eV"), arrays)
     path = written(arrays, E=arrays["E"].astype(object))
     with pytest.raises(ValueError, match=r"^water.npz: array 'E' is pickled \(dtype obj"):
         data.read(path, energy_unit="eV")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import bulk, molecule
+from ase.calculators.calculator import Calculator
 from ase.constraints import FixAtoms, FixBondLengths
 from ase.io import read
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
@@ -119,6 +120,20 @@ def test_columns_add_up(tmp_path: Path, copper: AttnCalculator) -> None:
         assert row["volume_A3"] == pytest.approx(3.6**3)
     assert rows[-1]["potential_eV"] == pytest.approx(atoms.get_potential_energy())
     assert np.isnan(run_and_read(*short(water(copper), tmp_path))[0]["volume_A3"])
+
+
+def test_a_calculator_without_stress_logs_no_pressure(tmp_path: Path) -> None:
+    class Springs(Calculator):
+        implemented_properties = ["energy", "forces"]  # noqa: RUF012
+
+        def calculate(self, atoms: Any, properties: Any, changes: Any) -> None:
+            super().calculate(atoms, properties, changes)
+            self.results = {"energy": 0.0, "forces": np.zeros((len(self.atoms), 3))}
+
+    atoms = bulk("Cu", cubic=True)
+    atoms.calc = Springs()
+    (row, *_) = run_and_read(atoms, Settings("nvt", n_steps=2, every=1), tmp_path / "a.xyz")
+    assert "pressure_GPa" not in row
 
 
 def short(atoms: Atoms, folder: Path) -> tuple[Atoms, Settings, Path]:

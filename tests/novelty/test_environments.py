@@ -16,11 +16,17 @@ from contract import ethanol, triclinic
 from taught import ELEMENTS, NETWORKS, OF_ROUNDING, frames, taught, untaught
 
 from attncalc import AttnCalculator, Evaluator
-from attncalc.calibrate import MOST_ATOMS, MOST_STRUCTURES, calibrate, some_of
+from attncalc.calibrate import (
+    MOST_ATOMS,
+    MOST_STRUCTURES,
+    _different,
+    calibrate,
+    some_of,
+)
 from attncalc.fast import lower
 from attncalc.graph import GraphArrays
 from attncalc.nn.so3krates import So3krates
-from attncalc.novelty import Sample, environments, fit, loop
+from attncalc.novelty import Sample, environments, fit, loop, strays_of
 from attncalc.novelty.environments import MARGIN, NEVER_SEEN
 from attncalc.potential import Committee, Potential, evaluate
 from attncalc.result import Result
@@ -346,7 +352,7 @@ def test_one_broken_structure_is_left_out(caplog: pytest.LogCaptureFixture) -> N
     calibrate(together, [*known[:20], broken, *known[20:]])
     assert [record.getMessage() for record in caplog.records] == [
         "far from all others, and so outside the training data: 1 of 41 structures, the first is "
-        "number 20"
+        "C2H6O, whose closest atoms are 0.40 Å apart"
     ]
     for structure in (ethanol(), molecule("C6H6")):
         expected = novelty_of(alone, structure)
@@ -363,13 +369,23 @@ def test_a_part_of_the_data_is_not_left_out(caplog: pytest.LogCaptureFixture) ->
     assert novelty_of(potential, frames(1, seed=3)[0]).max() < 1
 
 
+def test_an_element_in_few_structures_has_no_strays() -> None:
+    """Three structures have no usual distance."""
+    features = np.random.default_rng(0).normal(size=(43, 6)).astype(np.float32)
+    species, structure = np.repeat([0, 1], [40, 3]), np.concatenate([np.arange(40), np.arange(3)])
+    closest = np.ones((2, 2))
+    for far, expected in ((42, []), (7, [7])):
+        features[far] += 1e4
+        assert strays_of(Sample(species, structure, features, closest)) == expected
+
+
 def test_equal_structures_count_once() -> None:
     one, other = untaught(), untaught()
     calibrate(one, frames(20, seed=1))
     calibrate(other, [frame for frame in frames(20, seed=1) for _ in range(3)])
-    assert one.environments == other.environments or np.array_equal(
-        one.environments.whiten, other.environments.whiten
-    )
+    assert np.array_equal(one.environments.whiten, other.environments.whiten)
+    ions = [Atoms("OH", [[0, 0, 0], [0, 0, 1]], info={"total_charge": q}) for q in (0, 1, -1)]
+    assert len(_different([*ions, *ions])) == 3
 
 
 def test_large_data_sets_are_looked_at_in_part() -> None:

@@ -194,7 +194,7 @@ def markdown(rows: list[dict], unfinished: list[str]) -> str:
         "([docs/equiformer.md](../docs/equiformer.md)). Quick rows except silicon began with the "
         "initial weights of before commit c646c29; acetylacetone, 3BPA and the quick row of "
         "silicon were trained without isolated atoms; Equiformers but equiformer-ethanol, "
-        "equiformer-aspirin and equiformer-aspirin-distilled have the norm of each degree "
+        "equiformer-aspirin and their distilled versions have the norm of each degree "
         "(`norm: degree`): their commands give other numbers now.",
         "",
         "Frames of a *distilled* model: the 950 of the data five times, and others that "

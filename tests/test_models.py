@@ -360,7 +360,7 @@ def test_models_know_their_limits(name):
         ("so3krates-ethanol", 2, 2),
         ("equiformer-ethanol", 2, 1),
         ("ethanol-committee", 2, 1),
-        ("equiformer-ethanol-distilled", 2, 2),
+        ("equiformer-ethanol-distilled", 2, 1),
     ],
 )
 def test_ethanol_is_inside_and_benzene_outside(name, carbon, hydrogen):

@@ -103,7 +103,10 @@ def test_round_trip_is_bit_equal(dtype: torch.dtype, zbl: bool, tmp_path: Path) 
 def test_environments_of_the_training_come_back(tmp_path: Path) -> None:
     """With the same bits of forces; in another dtype too; of a committee, each member's."""
     bare, told = small_potential(), small_potential()
-    calibrate(told, [ethanol()] * 3)
+    frames = [ethanol() for _ in range(3)]
+    for seed, frame in enumerate(frames):
+        frame.rattle(0.01, seed=seed)
+    calibrate(told, frames)
     save(told, tmp_path / "model.safetensors")
     for dtype in ("float32", "float64"):
         found = load(tmp_path / "model.safetensors", dtype=dtype).environments

@@ -24,6 +24,7 @@ from attncalc.train.compilation import Compilation
 from attncalc.train.denoising import without_denoising
 from attncalc.train.module import STRESS, TrainingModule
 from attncalc.train.step import Step
+from attncalc.train.time_budget import TimeBudget
 
 log = logging.getLogger(__name__)
 
@@ -299,9 +300,9 @@ class Progress(L.Callback):
         if not self.bar.disable or now - self.last_line < LONGEST_BETWEEN_LINES:
             return
         log.info(
-            "epoch %d of %d, %d steps done; %s left",
+            "epoch %d of %s, %d steps done; %s left",
             trainer.current_epoch + 1,
-            trainer.max_epochs,
+            _planned(trainer),
             batch_idx + 1,
             self._left(trainer, module, now),
         )
@@ -322,7 +323,7 @@ class Progress(L.Callback):
         is_end = done in (self.first + 1, trainer.max_epochs)
         if self.bar.disable and (is_end or now - self.last_line >= SHORTEST_BETWEEN_LINES):
             left = self._left(trainer, module, now)
-            log.info("epoch %d of %d, %s; %s left", done, trainer.max_epochs, errors, left)
+            log.info("epoch %d of %s, %s; %s left", done, _planned(trainer), errors, left)
             self.last_line = now
 
     def _left(self, trainer: L.Trainer, module: L.LightningModule, now: float) -> str:
@@ -345,3 +346,9 @@ def _ours(module: L.LightningModule) -> TrainingModule:
     if not isinstance(module, TrainingModule):
         raise TypeError(f"module must be a TrainingModule, got {type(module).__name__}")
     return module
+
+
+def _planned(trainer: L.Trainer) -> str:
+    """Return the number of epochs; a time budget changes it after every epoch."""
+    changes = any(isinstance(one, TimeBudget) for one in trainer.callbacks)  # type: ignore[attr-defined]
+    return f"about {trainer.max_epochs}" if changes else str(trainer.max_epochs)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 import sys
 
 import lightning as L
@@ -35,6 +36,14 @@ def test_without_a_terminal_progress_is_said_in_lines(recipe, parts, tmp_path, m
     assert all("validation E " in line and line.endswith(" left") for line in lines)
     assert all(" meV/Å, stress " in line and " meV/Å³; " in line for line in lines)
     assert lines[-1].endswith("; 00:00 left")
+
+
+def test_with_a_time_budget_the_number_of_epochs_is_an_estimate(recipe, parts, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="attncalc.train.callbacks")
+    train.fit(dataclasses.replace(recipe, epochs=None, minutes=0.02), *parts[:2], tmp_path / "run")
+    lines = said(caplog)
+    assert lines
+    assert all(re.match(r"epoch \d+ of about \d+, ", line) for line in lines)
 
 
 def test_short_epochs_are_not_all_said(recipe, parts, tmp_path, monkeypatch, caplog):

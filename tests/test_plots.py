@@ -13,6 +13,7 @@ from matplotlib.patches import Circle, Polygon
 from PIL import Image
 
 from attncalc import plots
+from attncalc.plots import structures
 
 
 def columns(n: int) -> dict:
@@ -99,6 +100,27 @@ def test_bonds_across_the_cell_boundary():
     assert plots.bond_lengths([atoms])["O-H"] == pytest.approx([0.8])
     atoms.pbc = False
     assert plots.bond_lengths([atoms]) == {}
+
+
+def test_molecules_of_a_liquid_are_drawn_in_one_piece():
+    """Wherever the boundary of a skewed cell cuts them; a crystal stays in its cell."""
+    water = molecule("H2O")
+    liquid = Atoms(cell=[[7, 0, 0], [2, 7, 0], [0, 1, 8]], pbc=True)
+    for k, place in enumerate(np.ndindex(2, 2, 2)):
+        one = water.copy()
+        one.rotate(40 * k, "x")
+        one.positions += np.array(place) / 2 @ liquid.cell.array
+        liquid += one
+    liquid.wrap()
+    cut = liquid.copy()
+    cut.pbc = False
+    assert len(structures.bonds(cut)) < 16
+    cut.positions = structures._in_one_piece(liquid)
+    assert len(structures.bonds(cut)) == 16
+    moved = liquid.cell.scaled_positions(cut.positions - liquid.positions)
+    np.testing.assert_allclose(moved, moved.round(), atol=1e-9)
+    crystal = bulk("Si", cubic=True)
+    assert np.array_equal(structures._in_one_piece(crystal), crystal.positions)
 
 
 def test_bonds_of_a_large_slab_take_no_square_of_memory():

@@ -10,9 +10,12 @@ import torch
 from ase import Atoms
 from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
+from ase.geometry import find_mic, wrap_positions
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle, Polygon
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import breadth_first_order, connected_components
 
 from attncalc.graph import edge_vectors
 from attncalc.neighbors import neighbor_list
@@ -37,7 +40,8 @@ def draw_structure(
 ) -> None:
     """Draw balls and sticks, the nearest in front, with the cell of a periodic structure.
 
-    A molecule shows its broadest side; a periodic structure is wrapped into its cell.
+    A molecule shows its broadest side; a periodic structure is wrapped into its cell, with
+    molecules in one piece.
 
     Args:
         axes: axes to draw on; their frame is removed.
@@ -48,6 +52,8 @@ def draw_structure(
     shown = atoms.copy()
     if shown.pbc.any():
         shown.wrap()
+        if len(shown) <= MOST_WITH_STICKS:
+            shown.positions = _in_one_piece(shown)
     turned = _turn(shown.positions, atoms)
     edges = _turn(_cell_edges(shown).reshape(-1, 3), atoms)
     rgb = jmol_colors[shown.numbers] if colors is None else np.asarray(colors)
@@ -92,6 +98,35 @@ def bonds(atoms: Atoms) -> NDArray[np.int64]:
     lengths = torch.linalg.vector_norm(edge_vectors(system, edges), dim=1).numpy()
     bonded = (i < j) & (lengths < BONDED * (radii[i] + radii[j]))
     return np.unique(np.stack([i[bonded], j[bonded]], axis=1), axis=0)
+
+
+def _in_one_piece(atoms: Atoms) -> NDArray[np.float64]:
+    """Return positions [n, 3] Å with every molecule whole and its centre in the cell.
+
+    Frameworks of bonds without end, as in a crystal, stay as they are.
+
+    Args:
+        atoms: periodic.
+    """
+    n, (i, j) = len(atoms), bonds(atoms).T
+    graph = csr_array((np.ones(len(i)), (i, j)), shape=(n, n))
+    _, molecule = connected_components(graph, directed=False)
+    positions = atoms.positions.copy()
+    for first in np.unique(molecule, return_index=True)[1]:
+        order, parents = breadth_first_order(graph, first, directed=False)
+        for k in order[1:]:
+            step = atoms.positions[k] - atoms.positions[parents[k]]
+            positions[k] = positions[parents[k]] + find_mic(step, atoms.cell, atoms.pbc)[0]
+    gaps = positions[j] - positions[i]
+    broken = ~np.isclose(np.linalg.norm(gaps, axis=1), find_mic(gaps, atoms.cell, atoms.pbc)[1])
+    for number in np.unique(molecule):
+        mine = molecule == number
+        if number in molecule[i[broken]]:
+            positions[mine] = atoms.positions[mine]
+            continue
+        centre = positions[mine].mean(0, keepdims=True)
+        positions[mine] += wrap_positions(centre, atoms.cell, atoms.pbc) - centre
+    return positions
 
 
 def _turn(points: NDArray[np.float64], atoms: Atoms) -> NDArray[np.float64]:

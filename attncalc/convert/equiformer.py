@@ -31,6 +31,9 @@ from attncalc.nn.edge_products import PathIndex, TensorPath
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.potential import Potential
 
+# Å. Elsewhere the published radial functions decay by exp(-5 d / cutoff) instead of exp(-d), see
+# `ExpNormalSmearing` in nets/graph_attention_transformer_md17.py of the published code
+CUTOFF = 5.0
 # Wigner 3j tensors whose sign changed from e3nn 0.4.4 to 0.5
 TURNED = {(1, 2, 2), (2, 1, 2), (2, 2, 1), (1, 3, 3), (3, 1, 3), (3, 3, 1)}
 # sign of the entry [0, 0, 1] of the tensor (1, 2, 2)
@@ -120,8 +123,13 @@ def _config(options: Options) -> tuple[EquiformerConfig, float]:
         raise ValueError(f"{options.file}: irreps_mlp_mid is not supported with the others")
     for told in ("max_atomic_number", "num_parameters"):  # the tensors say the same
         options.value(told, None)
+    cutoff = options.number("cutoff")
+    if cutoff != CUTOFF:
+        raise ValueError(
+            f"{options.file}: cutoff = {cutoff!r} is not supported; supported: {CUTOFF}"
+        )
     config = EquiformerConfig(
-        cutoff=options.number("cutoff"),
+        cutoff=cutoff,
         avg_num_neighbors=options.number("avg_degree"),
         attention=options.take("variant", ("nonlinear", "linear", "dot")),
         channels=tuple(channels),

@@ -216,6 +216,7 @@ OPTION_ERRORS = [
     *(({"num_heads": v}, r"config\.json: num_heads must be") for v in (None, 0, [4], 4.7, True)),
     *(({"num_layers": v}, r"config\.json: num_layers must be") for v in (6.9, math.inf, "6")),
     *(({"cutoff": v}, r"config\.json: cutoff must be") for v in (None, "5", math.nan)),
+    ({"cutoff": 4.0}, r"config\.json: cutoff = 4\.0 is not supported; supported: 5\.0"),
     *(({"avg_num_nodes": v}, r"avg_num_nodes must be") for v in (None, 0, -1, math.nan)),
     *(({"radial_hidden": v}, "radial_hidden must be two equal widths") for v in (64, [], [64])),
     *(({"irreps_node_embedding": v}, "must read like") for v in ("", "0x0e+64x1e", None)),

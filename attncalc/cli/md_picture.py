@@ -62,7 +62,8 @@ class Picture:
 
         log = self.target.with_suffix(".csv")
         firsts = read_structures(str(self.target), index="0:1")
-        molecules = [_molecule(one) for one in firsts]
+        bonds = [Bonds.of(System.from_ase(one), NONMETALS) for one in firsts]
+        molecules = [_molecule(*pair) for pair in zip(firsts, bonds, strict=True)]
         alike = [k for k, one in enumerate(molecules) if one == molecules[0]]
         rows = read_log(
             log, at_most=max(FEWEST_TIMES, MOST_ROWS // len(alike)), n_systems=self.n_systems
@@ -82,7 +83,7 @@ class Picture:
         remarks, warned_of = [], "\n".join(self.warnings)
         if OUTSIDE_TEXT in warned_of or any(row.get(NOVELTY, 0.0) > OUTSIDE for row in rows):
             remarks.append(OUTSIDE_TEXT)
-        if _bonds_broke([firsts[k] for k in reversed(some)], frames):
+        if _bonds_broke([bonds[k] for k in reversed(some)], frames):
             remarks.append("bonds broke")
         title += f": {', '.join(remarks)}" if remarks else ""
         figure = plots.md_summary(
@@ -96,21 +97,20 @@ class Picture:
         save_picture(figure, self.target.with_suffix(".png"))
 
 
-def _molecule(atoms: Atoms) -> tuple[bytes, frozenset[tuple[int, int]]]:
+def _molecule(atoms: Atoms, bonds: Bonds) -> tuple[bytes, frozenset[tuple[int, int]]]:
     """Return the elements and the bonds of a structure: isomers have others."""
-    edges = Bonds.of(System.from_ase(atoms), NONMETALS).edges
+    edges = bonds.edges
     pairs = zip(edges.receivers.tolist(), edges.senders.tolist(), strict=True)
     return atoms.numbers.tobytes(), frozenset((min(pair), max(pair)) for pair in pairs)
 
 
-def _bonds_broke(firsts: Sequence[Atoms], frames: Sequence[Atoms]) -> bool:
+def _bonds_broke(of_systems: Sequence[Bonds], frames: Sequence[Atoms]) -> bool:
     """Return True if a bond of a first frame is broken in one of the frames.
 
     Args:
-        firsts: the first frame of each system.
+        of_systems: bonds of the first frame of each system.
         frames: one of each system in turn.
     """
-    of_systems = [Bonds.of(System.from_ase(first), NONMETALS) for first in firsts]
     return any(
         bonds.broken(System.from_ase(frame))
         for bonds, frame in zip(cycle(of_systems), frames, strict=False)

@@ -27,7 +27,8 @@ def physnet(lengths: Tensor, cutoff: float) -> Tensor:
 def cosine(lengths: Tensor, cutoff: float) -> Tensor:
     """(1 + cos(pi s)) / 2 for s = lengths / cutoff < 1, else 0; same shape as `lengths`."""
     s = lengths / cutoff
-    return torch.where(s < 1, 0.5 * (1 + torch.cos(math.pi * s)), 0.0)
+    # sin^2(pi (1 - s) / 2): the sum above loses all digits close to the cutoff
+    return torch.where(s < 1, torch.sin(0.5 * math.pi * (1 - s)) ** 2, 0.0)
 
 
 def exponential(lengths: Tensor, cutoff: float) -> Tensor:

@@ -42,6 +42,21 @@ def test_values(name: str) -> None:
     assert expected[0] == 1.0
 
 
+@pytest.mark.parametrize("name", ["physnet", "cosine"])
+@pytest.mark.parametrize("before", [1e-2, 1e-3, 1e-4])
+def test_keeps_its_digits_close_to_the_cutoff(name: str, before: float) -> None:
+    """Only the rounding of s itself, 6e-8, counts, and 1 - s is small."""
+    length = torch.tensor(1 - before, dtype=torch.float32)
+    s = length.double()
+    # factored, as the formulas above cancel in float64 too
+    exact = {
+        "physnet": (1 - s) ** 3 * (1 + 3 * s + 6 * s**2),
+        "cosine": torch.sin(0.5 * math.pi * (1 - s)) ** 2,
+    }[name]
+    value = CUTOFF_FUNCTIONS[name](length, 1.0)
+    assert value.item() == pytest.approx(exact.item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("name", FORMULAS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_falls_from_one_to_zero(name: str, dtype: torch.dtype) -> None:

@@ -1,15 +1,21 @@
-"""Seeded damage to files, and limits under which a reader has to notice it."""
+"""Damage to files, and limits under which a reader has to notice it."""
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from attncalc.model_header import signature
 
 
 def damaged(content: bytes, n: int, *, seed: int, part: slice = slice(None)) -> Iterator[bytes]:
@@ -44,6 +50,19 @@ def damaged(content: bytes, n: int, *, seed: int, part: slice = slice(None)) -> 
             case 6:
                 copy = copy[:at] if rng.integers(2) else copy + copy[at:]
         yield bytes(copy)
+
+
+def rewrite(
+    path: Path, change: Callable[[dict, dict[str, Tensor]], object], *, sign: bool = True
+) -> None:
+    """Change a model file as someone with an editor could, and give it a valid checksum again."""
+    with safe_open(path, framework="pt") as file:
+        found = json.loads(file.metadata()["attncalc"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(found, tensors)
+    if sign and isinstance(found.get("checks"), dict):
+        found["checks"] = {"sha256": signature(found, tensors)}
+    save_file(tensors, path, metadata={"attncalc": json.dumps(found)})
 
 
 def claim_to_unpack_to(size: int, archive: Path) -> None:

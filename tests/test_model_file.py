@@ -18,11 +18,11 @@ import pytest
 import torch
 from ase import Atoms
 from contract import ethanol, randomise, result_of
-from damage import damaged, limits, not_root
+from damage import damaged, limits, not_root, rewrite
 from networks import tiny_so3krates
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from attncalc import model_file
 from attncalc.calibrate import calibrate
@@ -421,21 +421,6 @@ def assert_same_model(loaded: Potential, expected: Potential) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-Header = dict
-Tensors = dict[str, Tensor]
-
-
-def rewrite(path: Path, change: Callable[[Header, Tensors], object], *, sign: bool = True) -> None:
-    """Change a file as someone with an editor could, and give it a valid checksum again."""
-    with safe_open(path, framework="pt") as file:
-        found = json.loads(file.metadata()["attncalc"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    change(found, tensors)
-    if sign and isinstance(found.get("checks"), dict):
-        found["checks"] = {"sha256": signature(found, tensors)}
-    save_file(tensors, path, metadata={"attncalc": json.dumps(found)})
-
-
 def test_rewriting_alone_does_no_harm(path: Path) -> None:
     expected = load(path)
     rewrite(path, lambda h, t: None)
@@ -513,10 +498,10 @@ def test_damaged_clusters_are_refused(tmp_path: Path, damage: str) -> None:
 def test_checksum_covers_header_and_tensors(path: Path) -> None:
     original = path.read_bytes()
 
-    def scale(h: Header, t: Tensors) -> None:
+    def scale(h: dict, t: dict[str, torch.Tensor]) -> None:
         h["scale"][0] = 2.0
 
-    def energies(h: Header, t: Tensors) -> None:
+    def energies(h: dict, t: dict[str, torch.Tensor]) -> None:
         t["network.head.energy.bias"] += 1e-6
 
     for change in (scale, energies, lambda h, t: h["training"].update(data="other")):

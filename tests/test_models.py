@@ -46,12 +46,10 @@ def test_all_are_shipped():
         "equiformer-ethanol",
         "equiformer-ethanol-correction",
         "equiformer-ethanol-distilled",
-        "equiformer-ethanol-xtb",
         "ethanol-committee",
         "so3krates-aspirin",
         "so3krates-aspirin-committee",
         "so3krates-aspirin-distilled",
-        "so3krates-aspirin-xtb",
         "so3krates-ethanol",
         "so3krates-ethanol-committee",
         "so3krates-ethanol-distilled",
@@ -348,9 +346,9 @@ def test_the_default_model_refuses_multiple_charges():
     AttnCalculator().calculate(ethanol)
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if name != "so3krates-aspirin-xtb"])
+@pytest.mark.parametrize("name", SHIPPED)
 def test_models_know_their_limits(name):
-    """Also that of a committee, whose members do; of so3krates-aspirin-xtb no frames are kept."""
+    """Also that of a committee, whose members do."""
     assert all(member.environments is not None for member in load(name).members)
 
 

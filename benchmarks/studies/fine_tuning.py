@@ -65,10 +65,6 @@ TASKS = {
         "ethanol from PBE+vdW-TS at 500 K to B3LYP and high energies (QM22)",
         *("qm22_ethanol.npz", None, "so3krates-ethanol"),
     ),
-    "aspirin-pbe": Task(
-        "aspirin from GFN2-xTB to PBE+vdW-TS (MD17)",
-        *("rmd17_aspirin.npz", "md17", "so3krates-aspirin-xtb"),
-    ),
     "malonaldehyde": Task(
         "from ethanol to malonaldehyde, both PBE+vdW-TS (MD17)",
         *("rmd17_malonaldehyde.npz", "md17", "so3krates-ethanol"),

@@ -7,12 +7,14 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
+from damage import rewrite
 from networks import tiny_so3krates
 from trainings import stopped_at
 
 from attncalc import Committee, data, load, save, train
 from attncalc.data.errors import errors, predict
 from attncalc.data.fingerprints import fingerprints
+from attncalc.nn.equiformer import Equiformer, EquiformerConfig
 from attncalc.nn.so3krates import So3krates
 from attncalc.physics.zbl import ZBLConfig, ZBLRepulsion
 from attncalc.potential import Potential
@@ -310,11 +312,17 @@ def test_failed_calculations_do_not_move_the_reference_energies(recipe, parts, c
     assert off.abs().max() < 1e-3
 
 
-def test_an_equiformer_of_earlier_versions_keeps_its_norm(recipe, parts):
+def test_an_equiformer_of_earlier_versions_keeps_its_norm(recipe, tmp_path):
     """Neither its file nor the recipe says which one it has."""
+    config = EquiformerConfig(
+        cutoff=4.0, avg_num_neighbors=8.0, channels=(16, 16), num_layers=1, norm="degree"
+    )
+    earlier = tmp_path / "earlier.safetensors"
+    save(Potential(Equiformer(config, 3), (1, 6, 8)), earlier)
+    rewrite(earlier, lambda header, _: header["config"].pop("norm"))
     atoms = [molecule("CH3CH2OH") for _ in range(3)]
     ethanol = data.Dataset(atoms, np.full(3, -4200.0), [np.zeros((9, 3))] * 3, source="ethanol")
-    keys = {"network": "equiformer", "config": {}, "start_from": "equiformer-ethanol-xtb"}
+    keys = {"network": "equiformer", "config": {}, "start_from": str(earlier)}
     started = dataclasses.replace(recipe, **keys).with_start()
     assert "norm" not in started.config
     assert new_potential(started, ethanol).network.config.norm == "degree"

@@ -5,6 +5,7 @@ that networks and pair terms need no special cases.
 """
 
 import copy
+import functools
 from typing import TypeVar
 
 import torch
@@ -27,6 +28,18 @@ def segment_sum(values: Tensor, index: Tensor, n_segments: int) -> Tensor:
     if n_segments == 1 and values.is_cuda:  # in a fixed order there, unlike `index_add`
         return values.sum(0, keepdim=True)
     return values.new_zeros((n_segments, *values.shape[1:])).index_add(0, index, values)
+
+
+def segment_max(values: Tensor, index: Tensor, n_segments: int) -> Tensor:
+    """Return the largest of values [n] >= 0 with equal `index` [n], [n_segments]; 0 for none."""
+    zeros = torch.zeros(n_segments, dtype=values.dtype, device=values.device)
+    return zeros.scatter_reduce(0, index, values, "amax")
+
+
+@functools.cache
+def kept_tensor(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return a cached float64 tensor, not to be changed: recorded steps read it in place."""
+    return torch.tensor(numbers, dtype=torch.float64, device=device)
 
 
 def safe_norm(vectors: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 LARGEST_CUTOFF = 100.0  # Å
@@ -20,7 +21,7 @@ def positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a number, got {value!r}")
     if not value > 0:
         raise ValueError(f"{name} must be positive, got {value}")
-    if not _is_finite(value):
+    if not is_finite(value):
         raise ValueError(f"{name} must be finite, got {value}")
 
 
@@ -30,7 +31,7 @@ def finite_number(name: str, value: Any) -> None:
     Raises:
         ValueError: it is something else.
     """
-    if not _is_number(value) or not _is_finite(value):
+    if not _is_number(value) or not is_finite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 
@@ -38,7 +39,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> bool:
+    """Return True for a number that is neither infinite, nor NaN, nor beyond any float."""
     try:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond any float
@@ -114,4 +116,18 @@ def degrees_of_width(
         if num_features % parts:
             raise ValueError(
                 f"num_features must be divisible by {name} = {parts}, got {num_features}"
+            )
+
+
+def require_equal(mine: Mapping[str, Any], theirs: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to continue with other settings than those that a folder was begun with.
+
+    Raises:
+        ValueError: a setting differs; the message names the first one.
+    """
+    for key in {**mine, **theirs}:
+        if mine.get(key) != theirs.get(key):
+            raise ValueError(
+                f"{folder} was begun with {key} {theirs.get(key)}, not {mine.get(key)}: choose "
+                "another output, or use --overwrite"
             )

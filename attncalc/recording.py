@@ -1,4 +1,4 @@
-"""Recorded functions that are repeated without Python: a CUDA graph, and a substitute for it."""
+"""Recorded functions that are repeated without Python: CUDA graphs."""
 
 from __future__ import annotations
 
@@ -40,19 +40,3 @@ class CudaGraph:
 
     def __call__(self) -> None:
         self._graph.replay()
-
-
-class Again:
-    """Substitute for `CudaGraph` on any device, slow: it calls the function.
-
-    Args:
-        function: runs a few times at first, as for `CudaGraph`.
-    """
-
-    def __init__(self, function: Function) -> None:
-        for _ in range(WARM_UPS):
-            function()
-        self._function = function
-
-    def __call__(self) -> None:
-        self._function()

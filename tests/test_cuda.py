@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from again import Again
 from ase import Atoms, units
 from ase.build import bulk
 from ase.md.velocitydistribution import thermalize_momenta
@@ -43,7 +44,6 @@ from attncalc.neighbors.by_device import _kernels as kernels_of_search
 from attncalc.neighbors.nvalchemi_list import has_nvalchemi
 from attncalc.neighbors.padded import _kernels as kernels_of_lists
 from attncalc.potential import Potential, evaluate, evaluate_without_waiting
-from attncalc.recording import Again
 from attncalc.result import ROUNDING
 from attncalc.system import System
 

@@ -413,7 +413,8 @@ def relax_one(
     moved = FrechetCellFilter(atoms, mask=mask) if asked.cell else atoms
     with _silent_libraries(), method(moved, logfile=None) as dynamics:
         for _ in dynamics.irun(fmax=asked.fmax, steps=asked.steps):
-            energy, largest = atoms.get_potential_energy(apply_constraint=False), _fmax(moved)
+            energy = atoms.get_potential_energy(apply_constraint=False)
+            largest = float(np.linalg.norm(moved.get_forces(), axis=1).max())
             course.steps.append((energy, largest))
             course.frame = _with_results(atoms)
             if mask is not None:
@@ -442,10 +443,6 @@ def _silent_libraries() -> Iterator[None]:
 def _largest(vectors: Any) -> float | None:
     """Return the length of the longest vector of [n, 3]; None for None."""
     return None if vectors is None else float(np.linalg.norm(vectors, axis=1).max())
-
-
-def _fmax(optimizable: Any) -> float:
-    return float((optimizable.get_forces() ** 2).sum(axis=1).max() ** 0.5)
 
 
 def _with_results(atoms: Atoms) -> Atoms:

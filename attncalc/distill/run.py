@@ -40,6 +40,7 @@ from attncalc.distill.start import displaced, relaxed
 from attncalc.distill.training import member_file, train_committee
 from attncalc.files import write_atomically
 from attncalc.novelty import OUTSIDE
+from attncalc.options import require_equal
 from attncalc.potential import Potential
 from attncalc.sampling.oracles import Oracle
 from attncalc.sampling.relaxation import rounded
@@ -272,13 +273,7 @@ class _Run:
         }
         mine |= {key: structure.info[key] for key in ("charge", "spin")}
         self._state = State.load(self._file) if self._file.exists() else State(mine)
-        theirs = self._state.settings
-        for key in mine | theirs:
-            if mine.get(key) != theirs.get(key):
-                raise ValueError(
-                    f"{folder} was begun with {key} {theirs.get(key)}, not {mine.get(key)}: choose "
-                    "another output, or use --overwrite"
-                )
+        require_equal(mine, self._state.settings, folder)
         self._store = LabelStore(folder / "labels.h5", oracle, structure)
         self._started, self._before = time.monotonic(), self._state.seconds
         self._save()  # before the first label, so that there are no labels without a state

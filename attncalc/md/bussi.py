@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from attncalc.md.force import Function
 from attncalc.md.fused_steps import kick_drift, rescale_at_once
-from attncalc.md.integrator import Column, of_systems, plain_temperatures, to_python_numbers
+from attncalc.md.integrator import of_systems, plain_temperatures, to_python_numbers
 from attncalc.md.settings import Settings
 from attncalc.md.splitting import drift, kick, kick_by_new_forces, rescale
 from attncalc.md.start import AtTemperature
@@ -35,8 +35,6 @@ class Bussi(AtTemperature):
     ensemble: ClassVar[str] = "nvt"
     thermometer: ClassVar[str] = "nve"
     times: ClassVar[tuple[str, ...]] = ("timestep", "relaxation")
-    state_type: ClassVar[type[MDState]] = MDState
-    columns: ClassVar[tuple[Column, ...]] = ()
 
     timestep: float
     temperature: float | tuple[float, ...]

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from attncalc.md.force import Function
 from attncalc.md.fused_steps import rescale_at_once
-from attncalc.md.integrator import Column, of_systems, plain_temperatures, to_python_numbers
+from attncalc.md.integrator import of_systems, plain_temperatures, to_python_numbers
 from attncalc.md.noise import CELL, normal_noise
 from attncalc.md.settings import Settings
 from attncalc.md.splitting import drift, kick, kick_by_new_forces, rescale
@@ -74,8 +74,6 @@ class CellRescaling(AtTemperature):
     ensemble: ClassVar[str] = "npt"
     thermometer: ClassVar[str] = "npt"
     times: ClassVar[tuple[str, ...]] = ("timestep", "relaxation", "cell_relaxation")
-    state_type: ClassVar[type[MDState]] = MDState
-    columns: ClassVar[tuple[Column, ...]] = ()
 
     timestep: float
     temperature: float | tuple[float, ...]

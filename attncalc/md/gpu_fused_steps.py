@@ -6,7 +6,6 @@ exact are passed as tensors: Triton rounds Python numbers to single precision.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -16,8 +15,11 @@ from torch import Tensor
 
 from attncalc.md.noise import LOW_32_BITS
 from attncalc.md.state import MDState
+from attncalc.ops import kept_tensor
 
 ATOMS_PER_BLOCK = 128
+# of random words: the inverse of their number, and a full turn
+OF_RANDOM_WORDS = (1 / (LOW_32_BITS + 1), 2 * math.pi)
 
 
 @triton.jit
@@ -169,7 +171,7 @@ def moved(
             state.replicas,
             state.masses if temperature is None else temperature,
             step,
-            _numbers(time / 2, kept, renewed, positions.device),
+            kept_tensor((time / 2, kept, renewed, *OF_RANDOM_WORDS), positions.device),
             positions,
             momenta,
             heat,
@@ -181,10 +183,3 @@ def moved(
             BLOCK=ATOMS_PER_BLOCK,
         )
     return state.with_positions(positions).replace(momenta=momenta, heat=heat)
-
-
-@functools.cache
-def _numbers(half: float, kept: float, renewed: float, device: torch.device) -> Tensor:
-    """Return a cached tensor, which must not be changed: recorded steps read it in place."""
-    values = (half, kept, renewed, 1 / (LOW_32_BITS + 1), 2 * math.pi)
-    return torch.tensor(values, dtype=torch.float64, device=device)

@@ -65,18 +65,7 @@ def read_h5md(
 def iread_h5md(
     path: str | Path | BinaryIO, index: int | slice = slice(None), system: int | None = 0
 ) -> Iterator[Atoms]:
-    """Yield frames one by one, for trajectories larger than memory; see `read_h5md`.
-
-    Args:
-        path: file, by name or open for binary reading.
-        index: index or slice of frames, as of a list.
-        system: number of a system of a batch; None: all, one after the other.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        IndexError: there is no such frame, or no such system.
-        ValueError: it is not a trajectory that attncalc wrote, or damaged.
-    """
+    """Yield what `read_h5md` returns frame by frame, for trajectories larger than memory."""
     with opened(path) as file:
         wanted = described(file) if system is None else [_one_system(file, path, system)]
         steps, times = clock(file, wanted)
@@ -97,17 +86,7 @@ def iread_h5md(
 
 
 def count_h5md(path: str | Path | BinaryIO, system: int = 0) -> int:
-    """Return the number of frames of a trajectory.
-
-    Args:
-        path: file, by name or open for binary reading.
-        system: number of a system of a batch.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        IndexError: there is no such system.
-        ValueError: it is not a trajectory that attncalc wrote, or damaged.
-    """
+    """Return the number of frames of a trajectory; arguments and errors as in `read_h5md`."""
     with opened(path) as file:
         return len(clock(file, [_one_system(file, path, system)])[0])
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from ase import units
 from torch import Tensor
 
@@ -16,6 +14,7 @@ from attncalc.md.inputs import Start
 from attncalc.md.log_file import SPREAD
 from attncalc.md.settings import Settings
 from attncalc.md.state import MDState
+from attncalc.ops import kept_tensor
 from attncalc.options import positive
 from attncalc.potential import Potential
 from attncalc.system import System
@@ -129,9 +128,3 @@ def of_systems(temperature: Any, system: System) -> Tensor:
             f"got {len(temperature)}"
         )
     return kept_tensor(tuple(map(float, temperature)), system.device)
-
-
-@functools.cache
-def kept_tensor(numbers: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return a cached float64 tensor, not to be changed: recorded steps read it in place."""
-    return torch.tensor(numbers, dtype=torch.float64, device=device)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from attncalc.md.force import Function
 from attncalc.md.fused_steps import kick_drift_thermalize_drift
-from attncalc.md.integrator import Column, of_systems, plain_temperatures, to_python_numbers
+from attncalc.md.integrator import of_systems, plain_temperatures, to_python_numbers
 from attncalc.md.settings import Settings
 from attncalc.md.splitting import drift, kick, kick_by_new_forces, thermalize
 from attncalc.md.start import AtTemperature
@@ -31,8 +31,6 @@ class Langevin(AtTemperature):
     ensemble: ClassVar[str] = "nvt"
     thermometer: ClassVar[str] = "nvt"
     times: ClassVar[tuple[str, ...]] = ("timestep", "friction")
-    state_type: ClassVar[type[MDState]] = MDState
-    columns: ClassVar[tuple[Column, ...]] = ()
 
     timestep: float
     temperature: float | tuple[float, ...]

@@ -13,7 +13,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from attncalc.ops import segment_sum
+from attncalc.ops import segment_max, segment_sum
 from attncalc.system import System
 
 
@@ -216,5 +216,4 @@ def _products(system: System) -> _Dot:
 def longest_of(vectors: Tensor, system: System) -> Tensor:
     """Return the length of the longest vector [n_atoms, 3] of each structure, [n_systems]."""
     lengths = torch.linalg.vector_norm(vectors, dim=1)
-    zeros = torch.zeros(system.n_systems, dtype=lengths.dtype, device=lengths.device)
-    return zeros.scatter_reduce(0, system.system_idx, lengths, "amax")
+    return segment_max(lengths, system.system_idx, system.n_systems)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attncalc.md.force import Force, Function, force_of
 from attncalc.md.inputs import Start, as_tensor, mask_of, of_shape, read_structures
-from attncalc.md.integrator import of_systems
+from attncalc.md.integrator import Column, of_systems
 from attncalc.md.noise import LOW_32_BITS, seed_of
 from attncalc.md.state import MDState
 from attncalc.md.velocities import Thermometer, runaway
@@ -135,7 +135,8 @@ class AtTemperature:
 
     temperature: float | tuple[float, ...]
     thermometer: ClassVar[str]
-    state_type: ClassVar[type[MDState]]
+    state_type: ClassVar[type[MDState]] = MDState
+    columns: ClassVar[tuple[Column, ...]] = ()
 
     def init(
         self,

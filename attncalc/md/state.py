@@ -10,7 +10,7 @@ from ase import units
 from torch import Tensor
 
 from attncalc.md.velocities import LINEAR
-from attncalc.ops import segment_sum
+from attncalc.ops import segment_max, segment_sum
 from attncalc.result import Result, volumes
 from attncalc.system import System
 
@@ -243,8 +243,7 @@ class MDState:
         spread = None
         if result.spread is not None:
             of_atoms = torch.linalg.vector_norm(result.spread.forces, dim=1)
-            spread = torch.zeros_like(result.energy)
-            spread = spread.scatter_reduce(0, system.system_idx, of_atoms, "amax")
+            spread = segment_max(of_atoms, system.system_idx, system.n_systems)
         return {
             "energy": result.energy,
             "forces": result.forces,

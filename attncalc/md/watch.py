@@ -16,6 +16,7 @@ from attncalc.md.integrator import Column, Integrator
 from attncalc.md.log_file import NOVELTY
 from attncalc.md.state import MDState
 from attncalc.novelty import outsider
+from attncalc.ops import segment_max
 from attncalc.system import System
 
 # largest number of steps between two checks
@@ -31,8 +32,7 @@ def novelty_columns(force: Force) -> tuple[Column, ...]:
 
     def largest(state: MDState) -> Tensor:
         novelty = torch.from_numpy(knowing.novelty(state.system)).to(state.energy.device)
-        idx = state.system.system_idx
-        return torch.zeros_like(state.energy).scatter_reduce(0, idx, novelty, "amax")
+        return segment_max(novelty, state.system.system_idx, state.system.n_systems)
 
     return (Column(NOVELTY, NOVELTY, "", largest),)
 

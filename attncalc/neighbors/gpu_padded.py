@@ -6,14 +6,13 @@ Numbers that must be exact are passed as tensors: Triton rounds Python numbers t
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from attncalc.graph import Edges
+from attncalc.ops import kept_tensor
 from attncalc.system import System
 
 EDGES_PER_BLOCK, ATOMS_PER_BLOCK = 128, 128
@@ -122,7 +121,7 @@ def edges(
             edges.senders,
             edges.cell_shifts,
             lifts,
-            _numbers(cutoff, 0.0, 0.0, device),
+            kept_tensor((cutoff, 0.0, 0.0), device),
             vectors,
             edge_mask,
             edges.n_edges,
@@ -154,16 +153,10 @@ def stale(
             reference.pbc.view(torch.int8),
             system.system_idx,
             reference.system_idx,
-            _numbers(cutoff, cutoff + skin, skin, system.device),
+            kept_tensor((cutoff, cutoff + skin, skin), system.device),
             found,
             system.n_atoms,
             IS_PERIODIC=is_periodic,
             BLOCK=ATOMS_PER_BLOCK,
         )
     return found.view(torch.bool)
-
-
-@functools.cache
-def _numbers(cutoff: float, reach: float, skin: float, device: torch.device) -> Tensor:
-    """Return a cached tensor, which must not be changed: recorded steps read it in place."""
-    return torch.tensor((cutoff, reach, skin), dtype=torch.float64, device=device)

@@ -22,11 +22,7 @@ class BatchEvaluator:
 
     Args:
         model: name of a shipped model, path of a model file, or a `Potential`, which is copied.
-        device: device of a model that is loaded; batches must be on this device.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such model or device, or the file is damaged, see
-            `attncalc.load`.
+        device: device of a model that is loaded (errors: see `attncalc.load`) and of all batches.
 
     Attributes:
         device: device of the potential.

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from attncalc.files import FileLock, write_atomically
+from attncalc.options import require_equal
 from attncalc.sampling.chunk import make_chunk
 from attncalc.sampling.molecules import Molecule, draw
 from attncalc.sampling.oracles import Oracle, load_oracle
@@ -186,13 +187,7 @@ def _require_same(folder: Path, settings: Settings, oracle: Oracle) -> None:
     if not file.exists():
         folder.mkdir(exist_ok=True)
         write_atomically(file, json.dumps(mine, indent=1).encode())
-    theirs = json.loads(file.read_text())
-    for key in mine.keys() | theirs.keys():
-        if mine.get(key) != theirs.get(key):
-            raise ValueError(
-                f"{folder} was begun with {key} {theirs.get(key)}, not {mine.get(key)}: choose "
-                "another output, or use --overwrite"
-            )
+    require_equal(mine, json.loads(file.read_text()), folder)
 
 
 def _chunk_file(folder: Path, k: int) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -16,6 +15,7 @@ import numpy as np
 
 from attncalc.model_file import NETWORKS, PAIR_TERMS, find_model, header, model_name
 from attncalc.model_header import DTYPES, LARGEST_FILE, MOST_MEMBERS
+from attncalc.options import is_finite
 from attncalc.physics.long_range import LongRangeConfig
 from attncalc.text import one_line
 from attncalc.train.plain_yaml import read_yaml
@@ -72,7 +72,7 @@ class Denoising:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not _is(value, Real) or not _is_finite(value) or not value > 0:
+            if not _is(value, Real) or not is_finite(value) or not value > 0:
                 raise ValueError(f"recipe: {name} of denoising must be positive, got {value!r}")
             if name in ("structures", "atoms") and value > 1:
                 raise ValueError(f"recipe: {name} of denoising is a probability, got {value}")
@@ -534,13 +534,6 @@ def _without_numpy(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond any float
-        return False
-
-
 def _check_keys(where: str, content: Any, known: Any) -> None:
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} must hold keys and values, got {content!r}")
@@ -564,7 +557,7 @@ _NUMBERS = (*_RATES, *_WEIGHTS, "ema_decay")
 RULES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
     ((*_COUNTS, "committee"), "be a whole number", lambda value: _is(value, Integral)),
     (_NUMBERS, "be a number", lambda value: _is(value, Real)),
-    (_NUMBERS, "be finite", _is_finite),
+    (_NUMBERS, "be finite", is_finite),
     ((*_SIZES, *_RATES, "committee"), "be positive", lambda value: value > 0),
     ((*_WEIGHTS, "warmup_steps", "seed"), "not be negative", lambda value: value >= 0),
     (("stream",), "be true or false", lambda value: isinstance(value, bool)),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from again import Again
 from ase import Atoms, units
 from ase.build import bulk
 from contract import ELEMENTS, ethanol
@@ -28,7 +29,7 @@ from attncalc.nn.network import CompiledNetwork, by_autograd
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.ops import with_modules
 from attncalc.potential import Potential
-from attncalc.recording import WARM_UPS, Again, CudaGraph, Function
+from attncalc.recording import WARM_UPS, CudaGraph, Function
 
 FS = units.fs
 LANGEVIN = md.Langevin(0.5 * FS, (300.0, 2500.0), 0.02 / FS)

@@ -69,8 +69,8 @@ class AttnCalculator(PlainlyPickled, BaseCalculator):
         dtype: of the network, "float32", "float64" or a torch dtype; None: the model's own.
         skin: Å added to the cutoff so that the neighbour list can be reused; None chooses it by
             device and size, 0 builds a new list whenever an atom moved.
-        threads: number of threads of compiled steps on a CPU for large structures. Small ones use
-            one thread, since more would be slower. An equal number gives bitwise equal results.
+        threads: number of threads of a compiled network on a CPU for large structures. Small ones
+            use one thread, since more would be slower. An equal number gives bitwise equal results.
             None: 1, or the number of a given `Potential`.
         long_range_cutoff: Å, cutoff of the pair terms of longer range than the network; `math.inf`
             counts all pairs, for molecules only. None: the model's own. Energies of different

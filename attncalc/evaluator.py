@@ -102,8 +102,7 @@ class Evaluator(PlainlyPickled):
         Charges and multiplicities are not checked at every step: `take` does that once.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C was pressed, if only while a compiled loop returned its
-                arrays.
+            KeyboardInterrupt: Ctrl-C was pressed, also while a compiled loop returned its arrays.
             TypeError: `system` is not a `System`.
             ValueError: an element is unknown, a position is not finite, or two atoms lie on top of
                 each other.

@@ -153,7 +153,7 @@ def load(
             H, C, N, O, F, P, S and Cl.
         device: device of the tensors; "auto" is CUDA if available.
         dtype: of the network, "float32", "float64" or a torch dtype; None: the model's own.
-        threads: number of threads of compiled steps on a CPU for large structures; None: 1.
+        threads: number of threads of a compiled network on a CPU for large structures; None: 1.
         long_range_cutoff: Å, see `Potential.set_long_range_cutoff`; None: the model's own.
 
     Returns:
@@ -452,7 +452,7 @@ def _files_of(name: str, folder: Path) -> list[Path]:
     files += [shipped[name]] if name in shipped else []
     if not files:
         raise FileNotFoundError(
-            f"member {name!r} is missing: {name}.safetensors must lie beside the committee"
+            f"member {name!r} is missing: {name}.safetensors must be in the folder of the committee"
         )
     return files
 
@@ -472,7 +472,7 @@ def _member_file(reference: dict[str, Any], folder: Path) -> Path:
         except ValueError as error:
             raise ValueError(f"{path.name}: {error}") from None
     raise ValueError(
-        f"member {name!r} is another model than it was: {name}.safetensors has not the checksum "
+        f"member {name!r} has changed: the checksum of {name}.safetensors is not "
         f"{sha256[:12]}...; get the file that came with the committee"
     )
 

@@ -221,7 +221,7 @@ def _check_beginning(file: BufferedReader) -> int:
     raise ValueError(
         "not a safetensors file, or damaged (empty)"
         if not size
-        else "not a safetensors file, or damaged (cut off, or something else): download it again"
+        else "not a safetensors file, or a damaged one: download it again"
     )
 
 
@@ -268,7 +268,7 @@ def check_header(header: Any) -> None:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else None
         raise ValueError(
-            f"format {found!r} is not known; this version of attncalc reads {FORMAT}, "
+            f"file format {found!r} is not known; this version of attncalc reads {FORMAT}, "
             "a newer one may read it"
         )
     needed: dict[str, type] = {"format": int, "units": dict, "training": dict, "checks": dict}

@@ -63,7 +63,7 @@ class Potential(PlainlyPickled, nn.Module):
         training: information about the training (data, level of theory, errors ...).
 
     Attributes:
-        threads: number of threads of compiled steps on a CPU for large structures.
+        threads: number of threads of a compiled network on a CPU for large structures.
         checksum: SHA-256 of the model file it was loaded from; "" if it was not loaded.
         environments: of the training; None if they are not known, see `attncalc.calibrate`.
     """
@@ -258,7 +258,7 @@ class Potential(PlainlyPickled, nn.Module):
             network.to(dtype)
 
     def set_num_threads(self, threads: int) -> None:
-        """Set the number of threads of compiled steps on a CPU for large structures.
+        """Set the number of threads of a compiled network on a CPU for large structures.
 
         Results of equal numbers of threads are bitwise equal; others differ by rounding.
 
@@ -286,7 +286,7 @@ class Potential(PlainlyPickled, nn.Module):
             )
 
     def energies(self, graph: Graph | Graphs) -> Tensor:
-        """Return energies per atom [n_atoms] eV, float64, differentiable by the graph's vectors.
+        """Return energies per atom [n_atoms] eV, float64, differentiable in the graph's vectors.
 
         For a committee this is the mean over its members.
         """
@@ -384,7 +384,7 @@ def _level_of(potential: Potential) -> str:
 
 
 def evaluate(potential: Potential, graph: Graph | Graphs) -> Result:
-    """Return energy, forces and strain gradient, from one gradient by the edge vectors.
+    """Return energy, forces and strain gradient, from one gradient in the edge vectors.
 
     A committee takes one gradient per member, and its result has a spread.
 

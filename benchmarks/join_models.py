@@ -29,7 +29,7 @@ from attncalc.data import read
 from attncalc.data.errors import errors, predict
 from attncalc.describe import describe_cutoffs, describe_networks
 from attncalc.model_file import model_name, save, shipped_models
-from attncalc.train.card import KNOWS_ITS_LIMITS
+from attncalc.train.card import NOVELTY
 
 
 def main() -> None:
@@ -135,7 +135,7 @@ def card(name: str, committee: Committee, found: dict) -> str:
         ["level of theory", info["level_of_theory"]],
         ["structures", f"{info['n_train']} training, {info['n_validation']} validation, "
          f"{info['n_test']} test"],
-        *([["knows its limits", KNOWS_ITS_LIMITS]] if committee.knows_its_training else []),
+        *([["novelty", NOVELTY]] if committee.knows_its_training else []),
         ["units", "eV, Å"],
         ["training", f"{minutes} wall time of all together, seeds {seeds}"],
         ["command", f"`{info['command']}`"],

@@ -1,6 +1,6 @@
 """Phonons of silicon with phonopy: frequencies at Γ, X and L, and the heat capacity.
 
-Run: pip install "attncalc[phonons]"; python examples/07_phonons.py
+Run: pip install ".[phonons]"; python examples/07_phonons.py
 """
 
 from ase import Atoms

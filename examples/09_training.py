@@ -1,6 +1,6 @@
 """Train a model on your own data, here 80 distorted aluminium crystals with EMT labels, and use it.
 
-Run: pip install "attncalc[train]"; python examples/09_training.py
+Run: pip install ".[train]"; python examples/09_training.py
 """
 
 import numpy as np

@@ -37,4 +37,4 @@ for _ in range(300):
 grid = torch.deg2rad(torch.tensor([180.0, 60, -60, 120, -120, 0]))
 free = -1e3 * FACTOR / (FACTOR - 1) * torch.stack([bias(angle) for angle in grid])
 print("meV at 180°, 60°, -60°, 120°, -120°, 0°:", *(f"{e:.0f}" for e in free - free.min()))
-print("not converged after 6 ps: off by up to 60 meV; docs/doors.md has converged numbers")
+print("not converged after 6 ps: off by up to 60 meV; docs/interfaces.md has converged numbers")

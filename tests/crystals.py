@@ -1,4 +1,4 @@
-"""Crystals that the tests of several doors take."""
+"""Crystals that the tests of several interfaces take."""
 
 from __future__ import annotations
 

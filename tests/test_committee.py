@@ -1,4 +1,4 @@
-"""Committees: the mean of their members, with the spread, through every door."""
+"""Committees: the mean of their members, with the spread, through every interface."""
 
 import warnings
 

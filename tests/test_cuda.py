@@ -336,7 +336,7 @@ def test_shells_exactly_at_the_cutoff_come_in_whole_pairs(device: str) -> None:
         assert 2 * int(one_per_pair(edges).sum()) == edges.n_edges
 
 
-# ------------------------------------------------------------------------------------------ doors
+# ------------------------------------------------------------------------------------- interfaces
 
 
 def dynamics(calc: AttnCalculator, n_steps: int) -> tuple[np.ndarray, np.ndarray]:

@@ -327,9 +327,9 @@ def test_truncated_anywhere(path_in_memory: Path) -> None:
         (b"\x89PNG\r\n\x1a\n" + bytes(100), " but a picture; only"),
         (b'{"format": 1}' + bytes(100), " but JSON; only"),
         (b"version https://git-lfs.github.com/spec/v1\n", " but a pointer of Git LFS: fetch the "),
-        (b"# text\n" * 9, ", or damaged (cut off, or something else): download it again"),
+        (b"# text\n" * 9, ", or a damaged one: download it again"),
         (b"", ", or damaged (empty)"),
-        (bytes(100), ", or damaged (cut off, or something else): download it again"),
+        (bytes(100), ", or a damaged one: download it again"),
     ],
     ids=["zip", "pickle", "HDF5", "picture", "JSON", "Git LFS", "text", "empty", "zeros"],
 )

@@ -38,11 +38,11 @@ FEW = 100
 @output_options
 @one_line_errors
 def calibrate(model, data_file, labels, splits, energy_unit, length_unit, output) -> None:
-    """Write a model with the environments of its training, so that it knows its limits.
+    """Write a copy of a model with a description of its training data, which gives novelty.
 
-    DATA are the labelled structures that the model was trained and validated on: what is like them
-    will be inside, all else outside. MODEL may be the output folder of a training, whose data are
-    then used. Trainings do this themselves; weights stay as they are.
+    DATA are the labelled structures that the model was trained and validated on: atoms in
+    surroundings like theirs will have a novelty below 1. MODEL may be the output folder of a
+    training, whose data are then used. Trainings do this themselves; weights stay as they are.
 
     Example: attncalc calibrate old.safetensors ethanol.npz --split train_01 -o new.safetensors
     """

@@ -27,7 +27,7 @@ def convert() -> None:
 @convert.command(name="so3krates")
 @click.argument("params")
 @click.option("--config", required=True, help="JSON file of hyper-parameters.")
-@click.option("--elements", help="Elements to keep, e.g. H,C,N,O. Default: all of the table.")
+@click.option("--elements", help="Elements to keep, e.g. H,C,N,O. Default: all of the network.")
 @click.option("-o", "--output", required=True, help="Model file to write, .safetensors.")
 @overwrite_option
 @one_line_errors
@@ -58,7 +58,7 @@ def convert_so3krates(params, config, elements, output) -> None:
 def convert_so3lr(params, config, elements, long_range_cutoff, output) -> None:
     """Convert the published SO3LR, params.pkl or an .npz of it, to a model file.
 
-    Nothing in the pickle is run: whatever is no array of numbers is refused.
+    Nothing in the pickle is run; all that is not an array of numbers is refused.
 
     Example: attncalc convert so3lr params.pkl --config hyperparameters.json -o so3lr.safetensors
     """
@@ -77,10 +77,10 @@ def convert_so3lr(params, config, elements, long_range_cutoff, output) -> None:
 @convert.command(name="equiformer")
 @click.argument("weights")
 @click.option("--config", required=True, help="JSON file of hyper-parameters.")
-@click.option("--std", default=1.0, show_default=True, help="Energy unit of the network, eV.")
+@click.option("--std", default=1.0, show_default=True, help="Factor of the network's energies, eV.")
 @click.option("--mean", default=0.0, show_default=True, help="Mean energy to add per molecule, eV.")
 @click.option("--n-atoms", type=int, help="Number of atoms of that molecule.")
-@click.option("--elements", help="Elements to keep, e.g. H,C,N,O. Default: all of the table.")
+@click.option("--elements", help="Elements to keep, e.g. H,C,N,O. Default: all of the network.")
 @click.option("-o", "--output", required=True, help="Model file to write, .safetensors.")
 @overwrite_option
 @one_line_errors

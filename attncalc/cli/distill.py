@@ -66,7 +66,8 @@ NEEDS = 'distilling needs {}: pip install "attncalc[distill]"'
     type=click.FloatRange(min=0, min_open=True),
     default=10.0,
     show_default=True,
-    help="Goal: time for which each replica of the dynamics must be stable.",
+    help="Goal: time for which the replicas at --temperature must run without a broken bond, with "
+    "at most 1 % of their frames outside the training data.",
 )
 @click.option(
     "--labels",

@@ -16,7 +16,7 @@ import click
 COMMANDS = {
     "calibrate": (
         "calibrate",
-        "Write a model with the environments of its training, so that it knows its limits.",
+        "Write a copy of a model with a description of its training data, which gives novelty.",
     ),
     "convert": (
         "convert",
@@ -93,7 +93,7 @@ class LateGroup(click.Group):
 )
 @click.version_option(package_name="attncalc", prog_name="attncalc")
 def main() -> None:
-    """Move atoms with an equivariant attention network."""
+    """Geometry optimization and molecular dynamics with equivariant attention networks."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log = logging.getLogger("attncalc")

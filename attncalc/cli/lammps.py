@@ -20,7 +20,7 @@ def lammps(script, arguments, threads, **options) -> None:
     """Run a script of LAMMPS in which two lines name a model.
 
     They are: pair_style attncalc MODEL, and pair_coeff * * with the element of every atom type.
-    What stands behind SCRIPT goes to LAMMPS: -var, -log and the like.
+    Arguments after SCRIPT go to LAMMPS: -var, -log and others.
 
     Example: attncalc lammps in.silicon -var T 300
 

@@ -185,8 +185,8 @@ def md(
 
     Writes the trajectory, a log (.csv), a picture (.png) and, beside an .h5md, a checkpoint (.ckpt)
     of the same name. Velocities (momenta) in the file are kept; otherwise they are drawn at
-    --temperature. Temperatures count the degrees of freedom of the run: not the conserved drift
-    (nve, npt) and rotation (nve of a molecule).
+    --temperature. Temperatures do not count motions that the run conserves: the drift of the whole
+    (all but Langevin dynamics) and the rotation of a molecule (nve and --thermostat bussi).
 
     Example: attncalc md relaxed.xyz --temperature 300 -o run.h5md
 

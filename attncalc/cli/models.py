@@ -21,7 +21,7 @@ from attncalc.model_header import descriptions
 def models() -> None:
     """List the models that come with attncalc: elements, data, errors.
 
-    Models with limits warn when atoms are outside their training data.
+    Models with novelty warn when atoms are outside their training data.
 
     Example: attncalc models
     """
@@ -29,16 +29,16 @@ def models() -> None:
     if wants_json():
         report_json({"default": model_file.DEFAULT_MODEL, "models": shipped})
         return
-    rows = [("name", "network", "elements", "force MAE", "limits", "data, level of theory")]
+    rows = [("name", "network", "elements", "force MAE", "novelty", "data, level of theory")]
     for name, told in shipped.items():
         error = told["force_mae_eV_A"]
         mae = f"{1e3 * error:.1f} meV/Å" if error else "-"
-        limits = "known" if told["knows_its_training"] else "unknown"
+        novelty = "yes" if told["knows_its_training"] else "no"
         origin = f"{told['data'] or '-'}, {told['level_of_theory'] or '-'}"
         if told["baseline"]:
             origin += f"; delta model, baseline: {told['baseline']}"
         elements = " ".join(told["elements"])
-        rows.append((name, told["network"], elements, mae, limits, origin))
+        rows.append((name, told["network"], elements, mae, novelty, origin))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))

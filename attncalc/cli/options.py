@@ -30,8 +30,8 @@ calculator_options = together(
         "--threads",
         type=click.IntRange(min=1, max=MOST_THREADS),
         help="CPU threads. Results are bitwise reproducible for a fixed number of threads. "
-        f"Default: 1 for compiled steps; for PyTorch 1 below {SMALL} atoms, where more are "
-        "slower, else (or if OMP_NUM_THREADS is set) its own number.",
+        f"Default: 1 for compiled networks. Networks in PyTorch use 1 thread below {SMALL} atoms, "
+        "where more are slower; from there on, or if OMP_NUM_THREADS is set, PyTorch chooses.",
     ),
     click.option(
         "--long-range-cutoff",

@@ -125,8 +125,8 @@ def relax(
     radii, and are longer than 1.6 times.
 
     Exit status: 0: all structures converged; 1: a structure did not converge, or an error; 2: a
-    structure ends outside the training data of the model (novelty above 1), so its energy and
-    forces may be wrong.
+    structure ends outside the training data of the model (novelty above 1), whether it converged or
+    not, so its energy and forces may be wrong.
 
     Example: attncalc relax molecule.xyz -o relaxed.xyz
     """

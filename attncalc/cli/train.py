@@ -21,7 +21,8 @@ from attncalc.files import NoSpaceLeft
 @click.option(
     "--member",
     type=int,
-    help="Train only this member of the recipe's committee, to train members at the same time.",
+    help="Train only member N (1, 2, ...) of the recipe's committee, so that several processes can "
+    "train members at the same time.",
 )
 @json_option
 @quiet_option

@@ -443,6 +443,4 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             if pickled := [name for name, array in found.items() if array is None]:
                 raise ValueError(f"array {pickled[0]!r} is a pickle")
             return {name: array for name, array in found.items() if array is not None}
-    raise ValueError(
-        f"{path.name}: not a readable .npz (cut off, or something else): download it again"
-    )
+    raise ValueError(f"{path.name}: not a readable .npz, or a damaged one: download it again")

@@ -475,8 +475,8 @@ def _column(frames: Sequence[Atoms], prefix: str, name: str) -> list[NDArray] | 
     for k, value in enumerate(values):
         if value is None:
             raise ValueError(
-                f"structure {k} has no {prefix + name} but structure {have} has: leave it out"
-                + ("" if "energy" in name else ", or remove this label from all")
+                f"structure {k} has no {prefix + name} but structure {have} has: remove "
+                f"structure {k}" + ("" if "energy" in name else ", or this label from all")
             )
         if np.asarray(value).dtype.kind not in "iuf":
             raise ValueError(

@@ -217,7 +217,7 @@ def _require_equal_labels(parts: Mapping[str, dict[str, Any]]) -> None:
         if having and missing:
             raise ValueError(
                 f"{missing} has no {label} but {having} has: "
-                "leave it out, or remove this label from all"
+                f"remove {missing}, or this label from all"
             )
 
 

@@ -111,14 +111,14 @@ def official_split(
 
 
 def near_copies(dataset: Dataset) -> tuple[float, float] | None:
-    """Return how far apart successive structures are, and others, if the former are near copies.
+    """Return the change between successive and between distant structures if the former are alike.
 
-    Successive frames of a trajectory are. Structures are compared by the distances between their
-    atoms, to nearest images: turned or displaced ones are equal.
+    Successive frames of a trajectory may be. Structures are compared by the distances between their
+    atoms, to nearest images, so that rotation and translation do not count.
 
     Returns:
         The root mean square change of the distances, Å, from a structure to the next one and to the
-        one `FAR` places behind it, in the median of at most `COMPARED` structures. None if the
+        one `FAR` places after it, in the median of at most `COMPARED` structures. None if the
         first is above `NEAR`, or above `NEAR_SHARE` of the second, or if fewer than
         `FEWEST_COMPARED` structures are followed by others of the same atoms.
     """

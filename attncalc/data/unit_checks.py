@@ -224,8 +224,8 @@ def _name(found: WorkRatio, dataset: Dataset) -> str | None:
 def _stated(energy: str, forces: str) -> str:
     """Return a question about the units, and the way to state them in the file."""
     return (
-        f"energies in {energy} beside forces in {forces}? Then say "
-        f'units = "E: {energy}; F: {forces}" in the file'
+        f"energies in {energy} beside forces in {forces}? Then state it in the file: "
+        f'units="E: {energy}; F: {forces}"'
     )
 
 
@@ -251,7 +251,7 @@ def _reasons() -> Iterator[_Reason]:
         (1 / nm, "forces per nm beside positions in Å", "F: kJ/mol/nm; R: Angstrom", 0.03),
         (nm, "forces per Å beside positions in nm", "F: kJ/mol/Angstrom; R: nm", 0.03),
     ):
-        yield _Reason(ratio, f'{unit}? Then say so in the file, as in units = "{per}"', unlikely)
+        yield _Reason(ratio, f'{unit}? Then state it in the file, as in units="{per}"', unlikely)
 
 
 _REASONS = tuple(_reasons())

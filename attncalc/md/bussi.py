@@ -19,9 +19,9 @@ from attncalc.md.time_unit import check_relaxation, check_timestep
 class Bussi(AtTemperature):
     """Constant temperature: velocity Verlet and velocity rescaling, B A B R.
 
-    Bussi, Donadio & Parrinello, J. Chem. Phys. 126, 014101 (2007). It disturbs the dynamics less
-    than friction. The drift and, for a molecule, the rotation of the whole are conserved, as in
-    "nve".
+    B changes momenta by forces, A positions by momenta, R rescales momenta (Bussi, Donadio &
+    Parrinello, J. Chem. Phys. 126, 014101, 2007). It disturbs the dynamics less than friction. The
+    drift and, for a molecule, the rotation of the whole are conserved, as in "nve".
 
     Attributes:
         timestep: ASE time units (0.5 * ase.units.fs).

@@ -53,8 +53,9 @@ LARGEST_STRAIN = 0.5
 class CellRescaling(AtTemperature):
     """Constant temperature and pressure: R' and B A B of velocity Verlet and R of `Bussi`.
 
-    R' strains cell, positions and momenta between the first B and A, where forces are known; see
-    `attncalc.md.cell_rescaling`. The orientation of the cell does not change.
+    B changes momenta by forces, A positions by momenta. R' strains cell, positions and momenta
+    between the first B and A, where forces are known; see `attncalc.md.cell_rescaling`. The
+    orientation of the cell does not change.
 
     Attributes:
         timestep: ASE time units (0.5 * ase.units.fs).

@@ -176,6 +176,10 @@ def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
 def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> Restart:
     """Read a file that `Checkpoint` wrote.
 
+    Args:
+        path: the file.
+        device: of the state's tensors.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not a checkpoint, or damaged; the message names the file.

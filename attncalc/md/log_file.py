@@ -190,7 +190,7 @@ def read_log(path: str | Path, *, at_most: int | None = None, n_systems: int = 1
     Args:
         path: file by `Log` or `run_with_ase`.
         at_most: largest number of times; None reads all.
-        n_systems: of a batch, which has so many lines for each time.
+        n_systems: number of systems of the batch; each time has a line for each.
 
     Returns:
         A dictionary for every line, by column.

@@ -206,7 +206,7 @@ def _check_momenta(momenta: Tensor, masses: Tensor) -> None:
     if wrong.any():
         first = int(wrong.nonzero()[0])
         raise ValueError(
-            f"atom {first} moves with {float(energies[first]):.3g} eV, more than "
+            f"atom {first} has a kinetic energy of {float(energies[first]):.3g} eV, more than "
             f"{LARGEST_KINETIC_ENERGY:.0e} eV: are momenta in amu Å / ASE time, is the temperature "
             "in K?"
         )

@@ -26,7 +26,7 @@ TEMPERATURE = 300.0
 
 @dataclass(frozen=True)
 class Verlet:
-    """Constant energy: velocity Verlet, B A B.
+    """Constant energy: velocity Verlet, B A B (B changes momenta by forces, A positions).
 
     Attributes:
         timestep: ASE time units (0.5 * ase.units.fs).

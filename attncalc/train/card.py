@@ -11,7 +11,7 @@ from attncalc.potential import Potential
 from attncalc.text import counted
 from attncalc.train.recipe import Recipe
 
-KNOWS_ITS_LIMITS = "yes: says how far atoms are outside its training data"
+NOVELTY = "yes: says how far atoms are outside the training data"
 
 
 def card(recipe: Recipe, potential: Potential) -> str:
@@ -59,9 +59,9 @@ def card(recipe: Recipe, potential: Potential) -> str:
         ),
         f"| units | eV, Å{_units_of_the_file(recipe)} |",
         f"| training | {counted(info['epochs'], 'epoch')}, {time} wall time{of_all}, {seeds} |",
-        *([f"| knows its limits | {KNOWS_ITS_LIMITS} |"] if potential.knows_its_training else []),
+        *([f"| novelty | {NOVELTY} |"] if potential.knows_its_training else []),
         *([f"| pair terms | {', '.join(recipe.pair_terms)} |"] if recipe.pair_terms else []),
-        *([f"| beside energies and forces | {', '.join(more)} |"] if more else []),
+        *([f"| other outputs | {', '.join(more)} |"] if more else []),
         *([f"| starts from | {_start(info)} |"] if info["start_from"] else []),
         f"| command | `{info['command']}` |",
     ]

@@ -29,9 +29,9 @@ from attncalc.calibrate import calibrate
 from attncalc.model_file import save, shipped_models
 from attncalc.model_header import StoredModel, digest_of, is_reference
 from attncalc.potential import Committee, Potential
-from attncalc.train.card import KNOWS_ITS_LIMITS
+from attncalc.train.card import NOVELTY
 
-CARD = "| knows its limits | {} |"
+CARD = "| novelty | {} |"
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ def tell(name: str, before: Potential, refers_to: list[str], folders: list[Path]
     after = load(path, device="cpu")
     assert [content(one) for one in after.members] == [content(one) for one in before.members]
     card = path.with_suffix(".md")
-    text = re.sub(r"^\| knows its limits .*\n", "", card.read_text(), flags=re.MULTILINE)
-    line = CARD.format(KNOWS_ITS_LIMITS + known.remark)
+    text = re.sub(r"^\| novelty .*\n", "", card.read_text(), flags=re.MULTILINE)
+    line = CARD.format(NOVELTY + known.remark)
     card.write_text(re.sub(r"^(\| structures .*\n)", rf"\1{line}\n", text, flags=re.MULTILINE))
     print(f"{name}: {after.members[0].environments.n_structures} structures", flush=True)
 

@@ -213,7 +213,7 @@ def test_files_that_cannot_be_read(shared: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         so3krates(params, tmp_path / "none.json")
     broken = tmp_path / "broken.npz"
-    something_else = r"^broken\.npz: not a readable \.npz \(cut off, or something else\): download"
+    something_else = r"^broken\.npz: not a readable \.npz, or a damaged one: download"
     for content in (b"", b"no zip at all", params.read_bytes()[:5000]):
         broken.write_bytes(content)
         with pytest.raises(ValueError, match=something_else):  # and no advice to unpickle it

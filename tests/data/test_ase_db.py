@@ -173,7 +173,7 @@ def test_charge_spin_splits_and_level_of_theory(written):
         ({"energy": "low"}, "energy of structure 1 is not a number: 'low'"),
         ({"energy": np.nan}, "the energy of structure 1 is not finite"),
         ({"energy": [1.0, 2.0]}, "energy of structure 1 must have 1 numbers, got 2"),
-        ({"forces": None}, "structure 1 has no forces but structure 0 has: leave it out, or re"),
+        ({"forces": None}, "structure 1 has no forces but structure 0 has: remove structure 1, or"),
         ({"forces": np.full((2, 3), np.nan)}, "the force of structure 1 is not finite"),
         ({"forces": np.zeros((3, 3))}, r"forces of structure 1 must have shape \[2, 3\], got"),
         ({"stress": np.zeros(6)}, "structure 0 has no stress but structure 1 has"),

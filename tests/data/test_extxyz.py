@@ -299,7 +299,7 @@ def test_only_isolated_atoms():
         (lambda frames: frames[1].calc.results.pop("energy"), "structure 1 has no energy"),
         (
             lambda frames: frames[0].calc.results.pop("forces"),
-            "structure 0 has no forces but structure 1 has: leave it out, or remove this label fr",
+            "structure 0 has no forces but structure 1 has: remove structure 0, or this label fr",
         ),
         (lambda frames: frames[1].calc.results.pop("stress"), "structure 1 has no stress"),
         (

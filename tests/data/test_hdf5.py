@@ -346,7 +346,7 @@ def test_wrong_rows_are_refused(parts, written, change, message):
     [
         (
             {"F": None},
-            "/NH3 has no forces but /H2O has: leave it out, or remove this label f",
+            "/NH3 has no forces but /H2O has: remove ",
         ),
         ({"stress": np.zeros((3, 3, 3))}, "/H2O has no stress but /NH3 has"),
         (

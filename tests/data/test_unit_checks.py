@@ -17,25 +17,25 @@ HARTREE, RYDBERG, BOHR = units.Hartree, units.Rydberg, units.Bohr
 
 # What energies and forces are multiplied by if they are taken for eV and eV/Å, and what is said.
 WRONG_UNITS = {
-    "kcal/mol, eV/Å": (1 / KCAL, 1, 'units = "E: kcal/mol; F: eV/Angstrom"'),
-    "eV, kcal/mol/Å": (1, 1 / KCAL, 'units = "E: eV; F: kcal/mol/Angstrom"'),
-    "Hartree, eV/Å": (1 / HARTREE, 1, 'units = "E: Hartree; F: eV/Angstrom"'),
-    "eV, Hartree/Å": (1, 1 / HARTREE, 'units = "E: eV; F: Hartree/Angstrom"'),
-    "eV, Hartree/Bohr": (1, BOHR / HARTREE, 'units = "E: eV; F: Hartree/Bohr"'),
+    "kcal/mol, eV/Å": (1 / KCAL, 1, 'units="E: kcal/mol; F: eV/Angstrom"'),
+    "eV, kcal/mol/Å": (1, 1 / KCAL, 'units="E: eV; F: kcal/mol/Angstrom"'),
+    "Hartree, eV/Å": (1 / HARTREE, 1, 'units="E: Hartree; F: eV/Angstrom"'),
+    "eV, Hartree/Å": (1, 1 / HARTREE, 'units="E: eV; F: Hartree/Angstrom"'),
+    "eV, Hartree/Bohr": (1, BOHR / HARTREE, 'units="E: eV; F: Hartree/Bohr"'),
     "Hartree, Hartree/Bohr": (
         1 / HARTREE,
         BOHR / HARTREE,
         "forces per Bohr beside positions in Å?",
     ),
     "positions in Bohr": (1, 1 / BOHR, "forces per Å beside positions in Bohr?"),
-    "kJ/mol, eV/Å": (1 / KJ, 1, 'units = "E: kJ/mol; F: eV/Angstrom"'),
-    "kJ/mol, kcal/mol/Å": (1 / KJ, 1 / KCAL, 'units = "E: kJ/mol; F: kcal/mol/Angstrom"'),
-    "kcal/mol, kJ/mol/Å": (1 / KCAL, 1 / KJ, 'units = "E: kcal/mol; F: kJ/mol/Angstrom"'),
-    "kcal/mol, Hartree/Å": (1 / KCAL, 1 / HARTREE, 'units = "E: kcal/mol; F: Hartree/Angstrom"'),
-    "Hartree, kcal/mol/Å": (1 / HARTREE, 1 / KCAL, 'units = "E: Hartree; F: kcal/mol/Angstrom"'),
-    "kcal/mol, Hartree/Bohr": (1 / KCAL, BOHR / HARTREE, 'units = "E: kcal/mol; F: Hartree/Bohr"'),
-    "eV, Rydberg/Bohr": (1, BOHR / RYDBERG, 'units = "E: eV; F: Rydberg/Bohr"'),
-    "eV, meV/Å": (1, 1000, 'units = "E: eV; F: meV/Angstrom"'),
+    "kJ/mol, eV/Å": (1 / KJ, 1, 'units="E: kJ/mol; F: eV/Angstrom"'),
+    "kJ/mol, kcal/mol/Å": (1 / KJ, 1 / KCAL, 'units="E: kJ/mol; F: kcal/mol/Angstrom"'),
+    "kcal/mol, kJ/mol/Å": (1 / KCAL, 1 / KJ, 'units="E: kcal/mol; F: kJ/mol/Angstrom"'),
+    "kcal/mol, Hartree/Å": (1 / KCAL, 1 / HARTREE, 'units="E: kcal/mol; F: Hartree/Angstrom"'),
+    "Hartree, kcal/mol/Å": (1 / HARTREE, 1 / KCAL, 'units="E: Hartree; F: kcal/mol/Angstrom"'),
+    "kcal/mol, Hartree/Bohr": (1 / KCAL, BOHR / HARTREE, 'units="E: kcal/mol; F: Hartree/Bohr"'),
+    "eV, Rydberg/Bohr": (1, BOHR / RYDBERG, 'units="E: eV; F: Rydberg/Bohr"'),
+    "eV, meV/Å": (1, 1000, 'units="E: eV; F: meV/Angstrom"'),
     "kJ/mol, kJ/mol/nm": (1 / KJ, 10 / KJ, "forces per nm beside positions in Å?"),
     "gradients": (1, -1, "the forces have the sign of the gradient; multiply them by -1"),
     "kcal/mol, -eV/Å": (
@@ -106,7 +106,7 @@ def test_what_the_message_says_helps(shaken, case, tmp_path):
     message = data.unit_mismatch(data.read(tmp_path / "a.npz", energy_unit="eV"))
     if "as in units" in message:
         return  # the energy unit is any
-    entry = message.split('units = "')[1].split('"')[0]
+    entry = message.split('units="')[1].split('"')[0]
     np.savez(tmp_path / "a.npz", **arrays, units=entry)
     mended = data.read(tmp_path / "a.npz")
     assert data.unit_mismatch(mended) is None

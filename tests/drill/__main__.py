@@ -29,10 +29,11 @@ PARTS = {
     "kills": 110,
 }
 
-HEAD = """# Drill
+HEAD = """# Tests of robustness
 
-Each row counts attempts to break a promise and the failures among them: a run that is lost, a
-half-written file, a message of more than one line, a signal, a wrong number. `make drill` repeats
+Each row gives the number of attempts to make a command fail badly, and how many of them did: a
+run was lost, a file was incomplete, a message had more than one line, a process was killed by a
+signal, or a number was wrong. `make drill` repeats
 all of it and writes this page; CI runs a few trials of every part (`tests/test_drill.py`).
 
 """

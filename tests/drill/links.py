@@ -39,7 +39,7 @@ def trials(count: int, seed: int) -> Iterator[Trial]:
     """All ways, each once; for a count of less than six, 26 times as many of them."""
     del seed  # nothing is drawn by lot
     ways = list(WAYS)
-    for what, name, read in DOORS:
+    for what, name, read in READERS:
         ways += [
             Way(f"{kind} instead of {what}", name, make, read) for kind, make in PLACES.items()
         ]
@@ -92,7 +92,7 @@ PLACES: dict[str, Callable[[Path], object]] = {
     "a link to itself": lambda path: os.symlink(path.name, path),
     "a link to a secret": lambda path: os.symlink("secret.txt", path),
 }
-DOORS: list[tuple[str, str, Callable[[Path], Any]]] = [
+READERS: list[tuple[str, str, Callable[[Path], Any]]] = [
     ("a model", "m.safetensors", load),
     ("a model (checksum)", "m.safetensors", checksum),
     ("a model (calculator)", "m.safetensors", lambda path: AttnCalculator(path, device="cpu")),

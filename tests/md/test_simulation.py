@@ -740,7 +740,9 @@ def test_numbers_of_steps_that_are_none(n_steps: object) -> None:
 def test_momenta_beyond_reason(momentum: float) -> None:
     momenta = np.zeros((9, 3))
     momenta[2] = momentum
-    with pytest.raises(ValueError, match=r"atom 2 moves with \S+ eV, more than 1e\+06 eV"):
+    with pytest.raises(
+        ValueError, match=r"atom 2 has a kinetic energy of \S+ eV, more than 1e\+06 eV"
+    ):
         start(springs(1.0), momenta=momenta)
 
 

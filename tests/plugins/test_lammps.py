@@ -315,7 +315,7 @@ class TestRuns:
 @needs_lammps
 def test_a_bias_of_colvars_as_docs_show_it(tmp_path: Path):
     """LAMMPS' total energy and that of the restraint add up to a constant."""
-    page = (REPOSITORY / "docs/doors.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs/interfaces.md").read_text(encoding="utf-8")
     for language, name in (("lammps", "in.bias"), ("colvars", "bias.colvars")):
         (block,) = re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
         (tmp_path / name).write_text(block)

@@ -1,4 +1,4 @@
-"""The scripts of docs/doors.md run as shown, each in an empty folder."""
+"""The scripts of docs/interfaces.md run as shown, each in an empty folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from command_line import python_forked
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGE = (REPOSITORY / "docs/doors.md").read_text(encoding="utf-8")
+PAGE = (REPOSITORY / "docs/interfaces.md").read_text(encoding="utf-8")
 # (heading, script)
 SCRIPTS = re.findall(r"^#+ ([^\n]+)\n(?:(?!^#+ ).)*?```python\n(.*?)```", PAGE, flags=re.M | re.S)
 NEEDS = {"OpenMM": "openmm", "Molecules among a force field": "openmm"}
@@ -87,7 +87,7 @@ def is_module(name: str) -> bool:
 def test_a_script_runs_as_shown(heading, script, tmp_path):
     package = NEEDS.get(heading, "ase")
     if find_spec(package) is None:
-        pytest.skip(f"needs {package}, see docs/doors.md")
+        pytest.skip(f"needs {package}, see docs/interfaces.md")
     # the others would spend most of their time on imports
     status, out, err = (run_anew if heading == "ASE" else run_forked)(script, tmp_path)
     assert status == 0, err[-3000:]

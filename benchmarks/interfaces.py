@@ -1,14 +1,14 @@
 """Dynamics in other programs and in attncalc: ms per step at constant energy, 1 thread.
 
-    python benchmarks/doors.py                     # with the extra `test`; a quarter of an hour
-    python benchmarks/doors.py --rounds 1 --systems ethanol
+    python benchmarks/interfaces.py               # with the extra `test`; a quarter of an hour
+    python benchmarks/interfaces.py --rounds 1 --systems ethanol
 
 One process holds all programs, each with its own copy of model and structure. They take turns of
 some steps, so that a disturbance affects all of them. The results are medians over all turns.
 `lammps_processes.py` times LAMMPS on several processes. Programs that are not installed are
 omitted.
 
-Results: benchmarks/results/doors.json and doors.md.
+Results: benchmarks/results/interfaces.json and interfaces.md.
 """
 
 from __future__ import annotations
@@ -112,16 +112,16 @@ def in_torchsim(atoms: Atoms, model: str) -> Steps:
 
     from attncalc.plugins.torchsim import TorchSimModel
 
-    door = TorchSimModel(model, device="cpu")
-    state = ts.io.atoms_to_state([atoms], door.device, torch.float64)
+    model = TorchSimModel(model, device="cpu")
+    state = ts.io.atoms_to_state([atoms], model.device, torch.float64)
     dt = torch.tensor(TIMESTEP * units.fs, dtype=torch.float64)
     if hasattr(ts, "Integrator"):  # 0.6
         from torch_sim.integrators import nve_init, nve_step
 
-        moving = nve_init(state=state, model=door, kT=units.kB * KELVIN, seed=0)
-        step = partial(nve_step, model=door, dt=dt)
+        moving = nve_init(state=state, model=model, kT=units.kB * KELVIN, seed=0)
+        step = partial(nve_step, model=model, dt=dt)
     else:
-        init, of_state = ts.integrators.nve(model=door, dt=dt, kT=torch.tensor(units.kB * KELVIN))
+        init, of_state = ts.integrators.nve(model=model, dt=dt, kT=torch.tensor(units.kB * KELVIN))
         moving, step = init(state, seed=0), lambda state: of_state(state, dt)
 
     def steps(n: int) -> None:
@@ -243,9 +243,9 @@ def main() -> None:
     notes = [machine_name(), "", f"{', '.join(versions)}; torch {version('torch')}. 1 thread."]
     content = {"machine": machine_name(), "versions": versions, "rows": rows}
     arguments.output.mkdir(parents=True, exist_ok=True)
-    write_result(arguments.output / "doors.json", json.dumps(content, indent=1) + "\n")
-    write_result(arguments.output / "doors.md", markdown(rows, notes))
-    print((arguments.output / "doors.md").read_text())
+    write_result(arguments.output / "interfaces.json", json.dumps(content, indent=1) + "\n")
+    write_result(arguments.output / "interfaces.md", markdown(rows, notes))
+    print((arguments.output / "interfaces.md").read_text())
 
 
 if __name__ == "__main__":

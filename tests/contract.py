@@ -28,6 +28,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from networks import tiny_so3krates
 from parts import added_up, parts_of
 from torch import Tensor, nn
 
@@ -63,6 +64,11 @@ def random_potential(config: Any, seed: int = 0) -> Potential:
     network = kind(config, len(ELEMENTS)).double()
     randomise(network, seed)
     return Potential(network, ELEMENTS).requires_grad_(False)
+
+
+def model_of_electrons() -> Potential:
+    """Random weights; its energy depends on total charge and multiplicity."""
+    return random_potential(tiny_so3krates(3.5, embed_charge=True, embed_spin=True))
 
 
 def assert_close(actual: object, expected: object, tolerance: float, what: str = "values") -> None:

@@ -28,7 +28,7 @@ import attncalc.structures as structures_module
 from attncalc import AttnCalculator, load, model_file
 from attncalc.graph import AtomOutputs, Graph, Linearized
 from attncalc.model_file import named_device
-from attncalc.nn.network import Engine
+from attncalc.nn.network import CompiledNetwork, Engine
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.potential import Potential
 
@@ -124,14 +124,17 @@ def test_results_of_a_molecule(ethanol64: AttnCalculator) -> None:
     assert_close(forces.sum(axis=0), np.zeros(3), 1e-10, "an isolated molecule is not pushed")
 
 
-def test_results_are_those_of_the_potential(ethanol64: AttnCalculator) -> None:
-    """Through the plain network: nothing is lost on the way, to interpolation in the fast one."""
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 5e-5)])
+def test_results_are_those_of_the_potential(dtype: str, tolerance: float) -> None:
+    """Of the plain network in float64; in float32 users run the compiled one."""
     atoms = ethanol()
-    atoms.calc = ethanol64
+    atoms.calc = AttnCalculator(ETHANOL, dtype=dtype, device="cpu")
     expected = result_of(load(ETHANOL, dtype="float64"), atoms)
-    assert_close(atoms.get_potential_energy(), expected.energy.item(), 1e-9)
-    assert_close(atoms.get_potential_energies(), expected.energies, 1e-9)
-    assert_close(atoms.get_forces(), expected.forces, 1e-7)
+    compiled = isinstance(atoms.calc.potential.network, CompiledNetwork)
+    assert compiled == (dtype == "float32")
+    assert atoms.get_potential_energy() == pytest.approx(expected.energy.item(), abs=tolerance)
+    assert atoms.get_potential_energies() == pytest.approx(expected.energies.numpy(), abs=tolerance)
+    assert atoms.get_forces() == pytest.approx(expected.forces.numpy(), abs=tolerance)
 
 
 def test_forces_are_numerical_forces(ethanol64: AttnCalculator, copper64: AttnCalculator) -> None:

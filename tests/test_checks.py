@@ -17,9 +17,10 @@ from torch import nn
 from attncalc import load
 from attncalc.checks import Check, Report, _known_cluster, verify
 from attncalc.convert import so3krates
-from attncalc.graph import AtomOutputs, Graph
+from attncalc.graph import AtomOutputs, Graph, Linearized
+from attncalc.nn.network import CompiledNetwork, linearize
 from attncalc.nn.so3krates import So3krates
-from attncalc.ops import safe_norm, segment_sum
+from attncalc.ops import safe_norm, segment_sum, with_modules
 from attncalc.potential import Committee, Potential
 from attncalc.structures import check_system
 from attncalc.system import System
@@ -266,6 +267,32 @@ def test_a_fast_path_that_differs() -> None:
     report = verify(plain, ethanol(), fast=wrong)
     assert failed(report) == {"fast path = plain path"}
     assert failed(verify(plain, ethanol(), fast=copy.deepcopy(plain))) == set()
+
+
+class OffByTwoPercent:
+    """An engine with the network's energies, whose gradient is too large."""
+
+    defers = False
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def linearize(self, graph: Graph) -> Linearized:
+        outputs, pull = linearize(self.network, graph)
+        return Linearized(outputs, lambda gradient: 1.02 * pull(gradient))
+
+
+def test_derivatives_of_the_path_that_users_run() -> None:
+    plain = random_potential()
+    plain.set_dtype(torch.float32)
+    assert verify(plain, ethanol(), fast=copy.deepcopy(plain)).passed
+    compiled = CompiledNetwork(plain.network, OffByTwoPercent(plain.network))
+    report = verify(plain, ethanol(), fast=with_modules(plain, network=compiled))
+    assert [check.name for check in report.checks if not check.passed] == [
+        "forces = -dE/dr (central differences, as run)",
+        "virial = dE/dstrain (finite strain, as run)",
+        "fast path = plain path (E, F, strain)",
+    ]
 
 
 # --------------------------------------------------------------------------------------- report

@@ -7,6 +7,8 @@ import pytest
 import torch
 from ase.build import bulk, molecule
 from ase.units import fs
+from long_range_terms import potential as long_ranged
+from long_range_terms import terms
 
 from attncalc import AttnCalculator, Committee, Potential, evaluate, load, md, save
 from attncalc.describe import describe_cutoffs, describe_names, describe_networks
@@ -19,7 +21,9 @@ from attncalc.system import System
 SPECIES = (1, 6, 8)
 
 
-def member(seed: int, *, cutoff: float = 4.0, species=SPECIES, charge: bool = False) -> Potential:
+def member(
+    seed: int, *, cutoff: float = 4.0, species=SPECIES, charge: bool = False, **others: bool
+) -> Potential:
     torch.manual_seed(seed)
     config = So3kratesConfig(
         cutoff,
@@ -30,6 +34,7 @@ def member(seed: int, *, cutoff: float = 4.0, species=SPECIES, charge: bool = Fa
         num_basis=8,
         head_features=8,
         embed_charge=charge,
+        **others,
     )
     network = So3krates(config, len(species)).double()
     references = [-float(seed + z) for z in species]
@@ -95,10 +100,12 @@ def test_calculator_takes_a_list_or_a_file(committee, tmp_path):
         results.append(atoms.get_forces())
         atoms.calc.export_properties()  # ASE refuses names that it does not know
         many = atoms.calc.calculate_many([atoms, molecule("H2O")])
-        np.testing.assert_allclose(many[0]["forces"], results[-1], atol=1e-10)
-        np.testing.assert_allclose(many[0]["forces_spread"], spread["forces"], atol=1e-10)
-        assert many[0]["energy_spread"] == pytest.approx(spread["energy"], abs=1e-9)
-        assert many[1]["forces_spread"].shape == (3, 3)
+        for found, one in zip(many, (atoms, molecule("H2O")), strict=True):
+            np.testing.assert_allclose(found["forces"], atoms.calc.get_forces(one), atol=1e-10)
+            spread = atoms.calc.spread
+            assert np.abs(spread["forces"]).max() > 1e-3
+            np.testing.assert_allclose(found["forces_spread"], spread["forces"], atol=1e-10)
+            assert found["energy_spread"] == pytest.approx(spread["energy"], abs=1e-9)
     for forces in results[1:]:
         np.testing.assert_allclose(forces, results[0], atol=1e-12)
 
@@ -125,7 +132,9 @@ def test_impossible_committees_are_refused(members, message):
 
 
 def test_members_of_different_levels_of_theory_are_mentioned():
-    members = [load(f"so3krates-aspirin{end}") for end in ("", "-xtb")]
+    members = [member(0), member(1)]
+    for one, level in zip(members, ("PBE+vdW-TS (MD17)", "GFN2-xTB (tblite)"), strict=True):
+        one.training_info = {"level_of_theory": level}
     with pytest.warns(UserWarning, match=r"levels of theory \(gfn2-xtb, pbe\+vdw-ts\): mean and"):
         Committee(members)
     with warnings.catch_warnings():
@@ -157,6 +166,75 @@ def test_threads_are_those_of_the_members():
     assert pair.threads == 1
     pair.set_num_threads(3)
     assert pair.threads == 3 == pair.members[1].threads
+
+
+def test_spin_and_charges_are_abilities_of_every_member():
+    able = {"embed_spin": True, "predict_charges": True}
+    reads, reads_too, neither = member(0, **able), member(1, **able), member(2)
+    for potentials in ([reads, neither], [neither, reads]):
+        pair = Committee(potentials)
+        assert not pair.reads_spin
+        assert not pair.predicts_charges
+    triplet = molecule("H2O")
+    triplet.info["spin"] = 3
+    with pytest.raises(ValueError, match="multiplicity"):
+        AttnCalculator([reads, neither], device="cpu").get_potential_energy(triplet)
+    both = AttnCalculator([reads, reads_too], device="cpu")
+    alone = [AttnCalculator(one, device="cpu") for one in (reads, reads_too)]
+    for one in (triplet, molecule("H2O")):
+        mean = np.mean([calc.get_potential_energy(one) for calc in alone])
+        assert both.get_potential_energy(one) == pytest.approx(mean, abs=1e-9)
+        charges = np.mean([calc.get_charges(one) for calc in alone], axis=0)
+        np.testing.assert_allclose(both.get_charges(one), charges, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "asked"), [((6.0, 6.0), 5.0), ((5.0, 7.0), None)], ids=["changed", "different"]
+)
+def test_every_member_has_its_own_range(ranges, asked):
+    """Members differ in the charges that they predict."""
+    alone = []
+    for seed, end in enumerate(ranges):
+        one = long_ranged(terms(end))
+        with torch.no_grad():
+            for parameter in one.network.parameters():
+                parameter.mul_(1 + 0.1 * seed)
+        alone.append(one)
+    both = AttnCalculator(Committee(alone), device="cpu", long_range_cutoff=asked)
+    each = [AttnCalculator(one, device="cpu", long_range_cutoff=asked) for one in alone]
+    atoms = molecule("CH3CH2OH")
+    atoms.set_cell([6, 7, 8])
+    atoms.pbc = True
+    assert both.get_potential_energy(atoms) == pytest.approx(
+        np.mean([calc.get_potential_energy(atoms) for calc in each]), abs=1e-9
+    )
+    forces = np.mean([calc.get_forces(atoms) for calc in each], axis=0)
+    np.testing.assert_allclose(both.get_forces(atoms), forces, atol=1e-9)
+    if asked:
+        farther = AttnCalculator(Committee(alone), device="cpu")
+        assert abs(farther.get_potential_energy(atoms) - both.get_potential_energy(atoms)) > 1e-4
+
+
+def test_the_spread_of_dynamics_is_the_largest_of_a_structures_atoms(committee, tmp_path):
+    """In a state, in the log of our integrators, and in that of ASE's."""
+    calculator = AttnCalculator(committee, device="cpu")
+    structures = [molecule("CH3CH2OH"), molecule("H2O")]
+    expected = []
+    for atoms in structures:
+        calculator.get_forces(atoms)
+        expected.append(np.linalg.norm(calculator.spread["forces"], axis=1).max())
+    verlet = md.Verlet(timestep=0.5 * fs)
+    state = verlet.init(committee, structures, seed=0)
+    np.testing.assert_allclose(state.spread, expected, rtol=1e-9)
+    md.run(verlet, committee, state, 1, callbacks=[md.Log(tmp_path / "ours.csv")])
+    rows = md.read_log(tmp_path / "ours.csv", n_systems=2)
+    ours = [float(row["force_spread_eV_A"]) for row in rows[:2]]
+    np.testing.assert_allclose(ours, expected, rtol=1e-3)
+    atoms = structures[0]
+    atoms.calc = calculator
+    md.run_with_ase(atoms, md.Settings("nve", n_steps=1, every=1), tmp_path / "ase.xyz")
+    first = md.read_log(tmp_path / "ase.csv")[0]
+    assert float(first["force_spread_eV_A"]) == pytest.approx(expected[0], rel=1e-3)
 
 
 def test_charge_counts_only_where_every_member_reads_it():

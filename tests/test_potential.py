@@ -159,15 +159,15 @@ def test_references_keep_float64_beside_a_float32_network() -> None:
 
 def test_pair_terms_are_added() -> None:
     constant = Constant(0.25)
-    potential = springs(scale=[3.0] * 5, pair_terms=[constant, SumOfSquares()])
+    potential = springs(scale=[3.0] * 5, pair_terms=[SumOfSquares(), constant, SumOfSquares()])
     graph = graph_of(potential, ethanol())
     network = evaluate(springs(), graph)
     squares = (graph.vectors**2).sum(1)
     result = evaluate(potential, graph)
-    expected = 3 * network.energies + 0.25 + segment_sum(squares, graph.receivers, 9)
+    expected = 3 * network.energies + 0.25 + 2 * segment_sum(squares, graph.receivers, 9)
     assert_close(result.energies, expected, 1e-14)
     assert_close(constant.seen[-1], network.energies, 1e-14, "outputs before the scale")
-    pull = torch.zeros(9, 3, dtype=torch.float64).index_add(0, graph.receivers, 4 * graph.vectors)
+    pull = torch.zeros(9, 3, dtype=torch.float64).index_add(0, graph.receivers, 8 * graph.vectors)
     assert_close(result.forces, 3 * network.forces + pull, 1e-13)
 
 

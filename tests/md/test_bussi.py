@@ -87,6 +87,19 @@ def test_each_system_has_its_temperature() -> None:
     assert_mean(np.array(found)[50:, 100:], 900.0)
 
 
+def test_heat_goes_in_the_relaxation_time() -> None:
+    """The mean of the kinetic energy goes to its limit as exp(-time / relaxation)."""
+    system = System.from_ase(gas(4, np.tile(10 * np.eye(3), (2000, 1, 1))))
+    state = replace(BUSSI, temperature=900.0).init(zeros_of, system)
+    hot = state.temperature.mean().item()
+    for n_steps in (5, 10, 20):
+        last = md.run(BUSSI, zeros_of, state, n_steps)
+        expected = 300 + (hot - 300) * np.exp(-n_steps / 10)
+        error = last.temperature.std().item() / np.sqrt(2000)
+        assert last.temperature.mean().item() == pytest.approx(expected, abs=4 * error)
+        assert error < 15
+
+
 def test_drift_and_rotation_that_are_given_stay() -> None:
     """They are no heat: the thermostat neither counts nor changes them."""
     momenta = torch.randn(8, 3, generator=torch.manual_seed(0), dtype=torch.float64)

@@ -98,16 +98,26 @@ def test_an_integrator_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("settings", "kind"),
+    ("chosen", "integrator"),
     [
-        (md.Settings("nve"), md.Verlet),
-        (md.Settings("nvt"), md.Langevin),
-        (md.Settings("nvt", thermostat="bussi"), md.Bussi),
-        (md.Settings("npt"), md.CellRescaling),
+        ({"ensemble": "nve"}, md.Verlet(0.7 * FS)),
+        ({"ensemble": "nvt"}, md.Langevin(0.7 * FS, 290.0, 0.02 / FS)),
+        ({"ensemble": "nvt", "thermostat": "bussi"}, md.Bussi(0.7 * FS, 290.0, 30 * FS)),
+        (
+            {"ensemble": "npt", "isotropic": False},
+            md.CellRescaling(
+                *(0.7 * FS, 290.0, 5 * units.GPa, 30 * FS, 700 * FS, 0.2 / units.GPa, False)
+            ),
+        ),
     ],
+    ids=["nve", "nvt", "bussi", "npt"],
 )
-def test_settings_name_their_integrator(settings: md.Settings, kind: type) -> None:
-    assert type(integrator_of(settings)) is kind
+def test_settings_name_their_integrator(chosen: dict[str, Any], integrator: Integrator) -> None:
+    """No two of the numbers are equal."""
+    numbers = {"timestep": 0.7 * FS, "temperature": 290.0, "friction": 0.02 / FS, "pressure": 5.0}
+    numbers |= {"relaxation": 30 * FS, "cell_relaxation": 700 * FS, "compressibility": 0.2}
+    settings = md.Settings(**chosen, **numbers)
+    assert integrator_of(settings) == integrator
     assert md.Settings.from_stored(settings.stored()) == settings
 
 

@@ -17,6 +17,7 @@ from ase.md.verlet import VelocityVerlet
 from contract import ethanol
 from states import assert_equal
 from torch import Tensor
+from toys import gas, zeros_of
 
 from attncalc import AttnCalculator, System, load, md
 from attncalc.evaluator import Evaluator
@@ -106,6 +107,21 @@ def test_langevin_samples_the_temperature_asked_for_in_momenta_and_positions() -
     for measured, tolerance in ((potential, 0.02), (kinetic, 0.02)):
         # 1,200 oscillators over 3 ps, correlated for 20 fs to 100 fs: 1 % is two deviations
         np.testing.assert_allclose(np.mean(measured, axis=0), temperatures, rtol=tolerance)
+
+
+def test_velocities_decay_by_the_friction() -> None:
+    """Of free atoms: the mean momentum goes as exp(-friction time)."""
+    system = System.from_ase(gas(1000, 100 * np.eye(3)[None]))
+    masses = np.full(1000, 40.0)
+    thermal = float(np.sqrt(40 * units.kB * 300))
+    momenta = np.tile([5 * thermal, 0, 0], (1000, 1))
+    langevin = replace(LANGEVIN, friction=0.02 / FS)
+    first = langevin.init(zeros_of, system, masses=masses, momenta=momenta)
+    for n_steps in (50, 100):
+        last = md.run(langevin, zeros_of, first, n_steps)
+        expected = 5 * np.exp(-0.02 * 0.5 * n_steps)
+        found = last.momenta[:, 0].mean().item() / thermal
+        assert found == pytest.approx(expected, abs=4 / np.sqrt(1000))
 
 
 def test_conserved_quantity_of_langevin_dynamics(forces: Evaluator) -> None:

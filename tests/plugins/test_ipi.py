@@ -12,9 +12,10 @@ from ase.build import molecule
 from ase.io import write
 from ase.stress import voigt_6_to_full_3x3_stress
 from command_line import python_forked
+from contract import model_of_electrons
 from crystals import silicon
 
-from attncalc import AttnCalculator
+from attncalc import AttnCalculator, save
 from attncalc.plugins.ipi_driver import Driver
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -85,6 +86,23 @@ def test_the_calculators_numbers_alone_and_in_a_batch(atoms, tmp_path):
                 stress = voigt_6_to_full_3x3_stress(calculator.get_stress(bead))
                 expected = -stress * bead.get_volume()
                 np.testing.assert_allclose(virial * units.Hartree, expected, atol=1e-4)
+
+
+def test_charge_and_multiplicity_of_the_template_count(tmp_path):
+    energies = []
+    for info in ({}, {"charge": -1}, {"charge": -1, "spin": 3}):
+        atoms = Atoms("OH", [[0, 0, 0], [0, 0, 0.97]], cell=[30] * 3, info=info)
+        write(tmp_path / "start.xyz", atoms)
+        save(model_of_electrons(), tmp_path / "model.safetensors")
+        driver = Driver(str(tmp_path / "model.safetensors"), str(tmp_path / "start.xyz"), "cpu")
+        calculator = AttnCalculator(model_of_electrons(), device="cpu")
+        energy, forces, *_ = driver(atoms.cell.array.T / units.Bohr, atoms.positions / units.Bohr)
+        energies.append(energy * units.Hartree)
+        assert energies[-1] == pytest.approx(calculator.get_potential_energy(atoms), abs=1e-9)
+        of_force = units.Hartree / units.Bohr
+        np.testing.assert_allclose(forces * of_force, calculator.get_forces(atoms), atol=1e-9)
+    assert np.ptp(energies[:2]) > 1e-3
+    assert np.ptp(energies[1:]) > 1e-3
 
 
 def test_another_number_of_atoms_is_refused(tmp_path):

@@ -19,7 +19,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io.lammpsdata import write_lammps_data
 from command_line import fails, python_forked
-from contract import random_potential
+from contract import model_of_electrons, random_potential
 from networks import tiny_so3krates
 
 from attncalc.domain import Box, Images, StructureTotals
@@ -120,6 +120,18 @@ jump SELF again
 """
 
 
+ELECTRONS = """units metal
+atom_style atomic
+atom_modify map array
+read_data water.data
+pair_style attncalc electrons.safetensors
+pair_coeff * * H O
+compute virial all pressure NULL virial
+thermo_style custom step pe etotal c_virial[1]
+run 0
+"""
+
+
 @cache
 def folder_of(base: Path) -> Path:
     for name, structure in STRUCTURES.items():
@@ -132,6 +144,8 @@ def folder_of(base: Path) -> Path:
     (base / "in.mixed").write_text(MIXED)
     save(water_potential(), base / "water.safetensors")
     save(charged_potential(), base / "charged.safetensors")
+    save(model_of_electrons(), base / "electrons.safetensors")
+    (base / "in.electrons").write_text(ELECTRONS)
     return base
 
 
@@ -221,6 +235,17 @@ class TestEqual:
             found[n]["ion"], load("so3krates-organic", device="cpu", dtype="float64"), atoms, 1e-10
         )
 
+    def test_charge_and_multiplicity(self, found, n: int):
+        """By `attach`, and as the command passes them."""
+        atoms = water()
+        atoms.info = {"charge": -1, "spin": 4}
+        for case in ("quartet", "script of electrons"):
+            assert_same(found[n][case], model_of_electrons(), atoms, 1e-10)
+        neutral = evaluate(
+            model_of_electrons(), fresh_graphs(model_of_electrons(), System.from_ase(water()))
+        )
+        assert abs(found[n]["quartet"]["energy"] - float(neutral.energy)) > 1e-2
+
     def test_energies_and_virials_of_atoms(self, found, n: int):
         """They add up to the whole, and are those of one process."""
         here = found[n]["of atoms"]
@@ -255,12 +280,21 @@ class TestEqual:
         images = turned(silicon() + Atoms("Ar", [[0, 0, 0]]))
         images.positions = places
         lengths = images.get_distances(len(images) - 1, range(len(images) - 1), mic=True)
-        near = lengths[lengths < 5]  # half of the box: one image of each
+        vectors = images.get_distances(
+            len(images) - 1, range(len(images) - 1), mic=True, vector=True
+        )
+        inside = lengths < 5  # half of the box: one image of each
+        near = lengths[inside]
         energy = (0.04 * ((3 / near) ** 12 - (3 / near) ** 6)).sum()
         assert here["energy"] == pytest.approx(float(result.energy) + energy, abs=1e-8)
+        expected = np.vstack([result.forces.numpy(), np.zeros(3)])
+        slopes = 0.04 * (-12 * (3 / near) ** 12 + 6 * (3 / near) ** 6) / near
+        pushes = -slopes[:, None] * vectors[inside] / near[:, None]
+        expected[:-1][inside] += pushes
+        expected[-1] -= pushes.sum(0)
         forces = np.reshape(here["forces"], (-1, 3))
-        assert np.abs(forces.sum(0)).max() < 1e-9
         assert np.abs(forces[-1]).max() > 1e-3
+        np.testing.assert_allclose(forces, expected, atol=1e-8)
 
 
 def turned(atoms: Atoms) -> Atoms:
@@ -364,16 +398,23 @@ USUAL = {
 def test_a_word_about_atoms_outside_the_training(folder: Path):
     """Several processes say it once, of the same atom; LAMMPS numbers them by processes."""
     script = folder / "in.random"
-    script.write_text(SMALL.format(**USUAL))
-    words = []
+    dump = "write_dump all custom placed.dump id x y z modify sort id format float %.12g"
+    script.write_text(SMALL.format(**USUAL | {"behind": dump}))
+    novelties, places = [], []
     for n in (1, 2):
         done = mpiexec(n, "-m", "attncalc", "lammps", script, "-log", "none", cwd=folder)
         assert done.returncode == 0, done.stderr
-        words += re.findall(r"atom (\d+) \(Si\) has novelty (\S+),", done.stderr)
-    (atom, novelty), (other, novelty_of_two) = words
-    assert novelty == novelty_of_two
-    assert 1 <= int(atom) <= 20
-    assert 1 <= int(other) <= 20
+        ((atom, novelty),) = re.findall(r"atom (\d+) \(Si\) has novelty (\S+),", done.stderr)
+        novelties.append(novelty)
+        placed = np.loadtxt(folder / "placed.dump", skiprows=9)
+        (row,) = placed[placed[:, 0] == int(atom)]
+        places.append(row[1:])
+        evaluator = Evaluator(load("so3krates-silicon", device="cpu"))
+        atoms = Atoms(f"Si{len(placed)}", placed[:, 1:], cell=[11] * 3, pbc=True)
+        found = evaluator.novelty(evaluator.take(System.from_ase(atoms)))
+        assert found[int(atom) - 1] > 1
+    assert novelties[0] == novelties[1]
+    np.testing.assert_allclose(places[0], places[1], atol=1e-9)
 
 
 @needs_lammps

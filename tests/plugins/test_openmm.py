@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import molecule
-from contract import random_potential
+from contract import model_of_electrons, random_potential
 from crystals import silicon
 from networks import tiny_so3krates
 
@@ -69,6 +69,27 @@ def test_the_calculators_numbers(atoms, platform):
         energy, forces = results(made)
         assert energy == pytest.approx(calculator.get_potential_energy(atoms), abs=allowed)
         np.testing.assert_allclose(forces, calculator.get_forces(atoms), atol=allowed)
+
+
+def test_charge_and_multiplicity(tmp_path):
+    """Of all particles, and of molecules that a model takes from a force field."""
+    save(model_of_electrons(), tmp_path / "model.safetensors")
+    hydroxide = Atoms("OH", [[0, 0, 0], [0, 0, 0.97]], info={"charge": -1, "spin": 3})
+    calculator = AttnCalculator(model_of_electrons(), device="cpu")
+    neutral = Atoms("OH", hydroxide.positions)
+    energy, forces = calculator.get_potential_energy(hydroxide), calculator.get_forces(hydroxide)
+    assert abs(energy - calculator.get_potential_energy(neutral)) > 1e-3
+    electrons = {"charge": -1, "spin": 3, "device": "cpu"}
+    system = bare_system(hydroxide)
+    add_force(system, tmp_path / "model.safetensors", hydroxide.numbers, **electrons)
+    both = hydroxide + Atoms("Ar", [[0, 0, 9.0]])
+    mixed = replace_molecules(
+        bare_system(both), tmp_path / "model.safetensors", hydroxide.numbers, [0, 1], **electrons
+    )
+    for made in (context(system, hydroxide.positions), context(mixed, both.positions)):
+        found, on_atoms = results(made)
+        assert found == pytest.approx(energy, abs=1e-9)
+        np.testing.assert_allclose(on_atoms[:2], forces, atol=1e-8)
 
 
 def test_a_box_that_changes_is_followed():

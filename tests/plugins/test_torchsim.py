@@ -8,6 +8,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.stress import voigt_6_to_full_3x3_stress
+from contract import model_of_electrons
 
 from attncalc import AttnCalculator, load
 
@@ -59,6 +60,22 @@ def test_molecules():
     structures = ethanols()
     model = TorchSimModel("so3krates-ethanol", device="cpu")
     assert_calculators(model(state_of(structures)), structures, "so3krates-ethanol")
+
+
+def test_charges_and_multiplicities_of_a_state():
+    structures = [molecule("H2O") for _ in range(3)]
+    for atoms, charge, spin in zip(structures, (1, 0, -1), (2, 3, 4), strict=True):
+        atoms.info = {"charge": charge, "spin": spin}
+    model = TorchSimModel(model_of_electrons(), device="cpu")
+    for given in ({"charge": [1, 0, -1]}, {"charge": [1, 0, -1], "spin": [2, 3, 4]}):
+        state = state_of(structures)
+        for name in ("charge", "spin"):
+            values = torch.tensor(given[name]) if name in given else None
+            setattr(state, name, values)
+        chosen = [atoms.copy() for atoms in structures]
+        for atoms in chosen:
+            atoms.info = {name: atoms.info[name] for name in given}
+        assert_calculators(model(state), chosen, model_of_electrons())
 
 
 def test_triclinic_crystals_and_other_states_after_them():

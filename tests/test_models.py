@@ -82,13 +82,7 @@ def test_physics_of_every_model(name):
         weights = weights_of(member)
         if weights not in VERIFIED:
             VERIFIED.add(weights)
-            calculator = AttnCalculator(member, delta=bool(member.baseline))
-            if getattr(member.network.config, "norm", "joint") == "joint":
-                calculator.verify()
-                continue
-            # a known fault, on their cards
-            with pytest.raises(RuntimeError, match="fails 1 checks: forces continuous at a symm"):
-                calculator.verify()
+            AttnCalculator(member, delta=bool(member.baseline)).verify()
 
 
 def test_physics_of_a_committee():

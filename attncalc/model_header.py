@@ -163,7 +163,7 @@ def _described_tensors(text: bytes, n_bytes: int) -> dict[str, Any]:
             raise ValueError(f"its tensors take {end} bytes, it has {n_bytes} for them")
     # text that is not JSON or has another structure raises one of these
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise ValueError(f"not a safetensors file, or damaged ({error})") from None
+        raise ValueError(f"not a safetensors file, or a damaged one ({error})") from None
     return described
 
 
@@ -219,7 +219,7 @@ def _check_beginning(file: BufferedReader) -> int:
             f"not a safetensors file but {what}; only .safetensors is read, which cannot run code"
         )
     raise ValueError(
-        "not a safetensors file, or damaged (empty)"
+        "not a safetensors file, or a damaged one (empty)"
         if not size
         else "not a safetensors file, or a damaged one: download it again"
     )

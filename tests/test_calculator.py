@@ -679,7 +679,11 @@ def test_impossible_structures(case: str, ethanol64: AttnCalculator) -> None:
             FileNotFoundError,
             "no model file and no shipped model 'so3krates-ethnol'; shipped: .*so3krates-ethanol",
         ),
-        ({"model": __file__}, ValueError, "test_calculator.py: not a safetensors file, or damaged"),
+        (
+            {"model": __file__},
+            ValueError,
+            "test_calculator.py: not a safetensors file, or a damaged",
+        ),
         ({"model": None}, TypeError, "or a list of these, got NoneType"),
         ({"model": 3}, TypeError, "a name, a path, a Potential, or a list of these, got int"),
     ],

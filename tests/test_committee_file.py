@@ -147,7 +147,7 @@ def lead_to_itself(path: Path) -> None:
         (os.remove, r"member 'a' is missing: a\.safetensors must be in the folder of the com"),
         (lambda path: save(member(5), path), r"member 'a' has changed: the checksum of a\.saf"),
         (change_a_weight, r"a\.safetensors: the checksum does not match"),
-        (cut_off, r"a\.safetensors: not a safetensors file, or damaged"),
+        (cut_off, r"a\.safetensors: not a safetensors file, or a damaged one"),
         (lead_away, "member 'a' is missing"),
         (lead_to_itself, "member 'a' is missing"),
     ],

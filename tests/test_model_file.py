@@ -310,7 +310,7 @@ def test_truncated_anywhere(path_in_memory: Path) -> None:
     for changed in (*(content[:length] for length in range(0, len(content), 7)), content + b"\0"):
         path.write_bytes(changed)
         with pytest.raises(
-            ValueError, match=r"^model\.safetensors: not a safetensors file, or dam"
+            ValueError, match=r"^model\.safetensors: not a safetensors file, or a dam"
         ):
             load(path)
 
@@ -328,7 +328,7 @@ def test_truncated_anywhere(path_in_memory: Path) -> None:
         (b'{"format": 1}' + bytes(100), " but JSON; only"),
         (b"version https://git-lfs.github.com/spec/v1\n", " but a pointer of Git LFS: fetch the "),
         (b"# text\n" * 9, ", or a damaged one: download it again"),
-        (b"", ", or damaged (empty)"),
+        (b"", ", or a damaged one (empty)"),
         (bytes(100), ", or a damaged one: download it again"),
     ],
     ids=["zip", "pickle", "HDF5", "picture", "JSON", "Git LFS", "text", "empty", "zeros"],
@@ -520,8 +520,8 @@ def nested(levels: int) -> list:
 
 FLOATS = "holds numbers that are not finite floats"
 HEADER_ERRORS = {
-    "unknown format": (lambda h, t: h.update(format=2), "format 2 is not known; .* reads 1"),
-    "no format": (lambda h, t: h.pop("format"), "format None is not known"),
+    "unknown format": (lambda h, t: h.update(format=2), "file format 2 is not known; .* reads 1"),
+    "no format": (lambda h, t: h.pop("format"), "file format None is not known"),
     "unknown key": (lambda h, t: h.update(run="rm"), r"unknown header entries \['run'\]"),
     "missing key": (lambda h, t: h.pop("species"), "'species' is missing or not a list"),
     "wrong type": (lambda h, t: h.update(scale={}), "'scale' is missing or not a list"),
@@ -653,7 +653,7 @@ def test_refused_with_the_name_of_the_file(path: Path, case: str) -> None:
         ('{"training": [-Infinity]}', "-Infinity is not a finite number"),
         ('{"format": ' + "9" * 5000 + "}", "the header is damaged: Exceeds the limit"),
         ('{"format": 1', "it is not valid JSON"),
-        ("[" + "[]," * 300_000 + "1]", "format None is not known"),
+        ("[" + "[]," * 300_000 + "1]", "file format None is not known"),
         ('{"format": "' + "x" * 3_000_000 + '"}', "format 'xxx"),
     ],
     ids=lambda text: text[:20],
@@ -695,8 +695,8 @@ def test_a_header_that_is_none(path: Path) -> None:
         (None, "a safetensors file, but not a model of attncalc"),
         ({"other": "1"}, "a safetensors file, but not a model of attncalc"),
         ({"attncalc": "{"}, "the header is damaged: it is not valid JSON"),
-        ({"attncalc": "[1]"}, "format None is not known"),
-        ({"attncalc": "{}"}, "format None is not known"),
+        ({"attncalc": "[1]"}, "file format None is not known"),
+        ({"attncalc": "{}"}, "file format None is not known"),
     ]
     for metadata, message in cases:
         save_file(tensors, path, metadata=metadata)

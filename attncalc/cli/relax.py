@@ -414,7 +414,7 @@ def relax_one(
     with _silent_libraries(), method(moved, logfile=None) as dynamics:
         for _ in dynamics.irun(fmax=asked.fmax, steps=asked.steps):
             energy = atoms.get_potential_energy(apply_constraint=False)
-            largest = float(np.linalg.norm(moved.get_forces(), axis=1).max())
+            largest = _fmax(moved)
             course.steps.append((energy, largest))
             course.frame = _with_results(atoms)
             if mask is not None:
@@ -443,6 +443,10 @@ def _silent_libraries() -> Iterator[None]:
 def _largest(vectors: Any) -> float | None:
     """Return the length of the longest vector of [n, 3]; None for None."""
     return None if vectors is None else float(np.linalg.norm(vectors, axis=1).max())
+
+
+def _fmax(optimizable: Any) -> float:
+    return float(np.linalg.norm(optimizable.get_forces(), axis=1).max())
 
 
 def _with_results(atoms: Atoms) -> Atoms:

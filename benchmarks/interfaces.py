@@ -28,13 +28,13 @@ from statistics import median
 import numpy as np
 import torch
 from ase import Atoms, units
-from ase.build import bulk, molecule
-from ase.io import read, write
+from ase.build import molecule
+from ase.io import read
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from result_files import machine_name, table
 from result_files import write as write_result
-from structures import water_box
+from structures import silicon, water_box, write_lammps
 
 from attncalc import AttnCalculator, Evaluator, System, load, md
 
@@ -56,13 +56,6 @@ def moving_atoms(name: str) -> Atoms:
     """Return a structure with velocities."""
     atoms = SYSTEMS[name][0]()
     thermalize_momenta(atoms, temperature_K=KELVIN, rng=np.random.default_rng(0))
-    return atoms
-
-
-def silicon(n: int) -> Atoms:
-    """Return a cube of n³ cells with displaced atoms."""
-    atoms = bulk("Si", cubic=True).repeat(n)
-    atoms.rattle(0.05, seed=0)
     return atoms
 
 
@@ -112,16 +105,18 @@ def in_torchsim(atoms: Atoms, model: str) -> Steps:
 
     from attncalc.plugins.torchsim import TorchSimModel
 
-    model = TorchSimModel(model, device="cpu")
-    state = ts.io.atoms_to_state([atoms], model.device, torch.float64)
+    potential = TorchSimModel(model, device="cpu")
+    state = ts.io.atoms_to_state([atoms], potential.device, torch.float64)
     dt = torch.tensor(TIMESTEP * units.fs, dtype=torch.float64)
     if hasattr(ts, "Integrator"):  # 0.6
         from torch_sim.integrators import nve_init, nve_step
 
-        moving = nve_init(state=state, model=model, kT=units.kB * KELVIN, seed=0)
-        step = partial(nve_step, model=model, dt=dt)
+        moving = nve_init(state=state, model=potential, kT=units.kB * KELVIN, seed=0)
+        step = partial(nve_step, model=potential, dt=dt)
     else:
-        init, of_state = ts.integrators.nve(model=model, dt=dt, kT=torch.tensor(units.kB * KELVIN))
+        init, of_state = ts.integrators.nve(
+            model=potential, dt=dt, kT=torch.tensor(units.kB * KELVIN)
+        )
         moving, step = init(state, seed=0), lambda state: of_state(state, dt)
 
     def steps(n: int) -> None:
@@ -157,21 +152,6 @@ def in_lammps(atoms: Atoms, model: str) -> Steps:
         told = "pre no post no"  # continues as one long run
 
     return steps
-
-
-def write_lammps(path: Path, atoms: Atoms, elements: list[str]) -> None:
-    """Write a data file with masses and velocities."""
-    atoms = atoms.copy()
-    if not atoms.pbc.all():
-        atoms.center(vacuum=20.0)
-    write(
-        *(path, atoms),
-        format="lammps-data",
-        specorder=elements,
-        masses=True,
-        velocities=True,
-        units="metal",
-    )
 
 
 PROGRAMS: dict[str, tuple[Callable[[Atoms, str], Steps], str]] = {

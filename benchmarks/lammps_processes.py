@@ -27,12 +27,10 @@ from statistics import median
 
 import numpy as np
 from ase import Atoms
-from ase.build import bulk
-from ase.io import write
 from ase.md.velocitydistribution import thermalize_momenta
 from result_files import machine_name, table
 from result_files import write as write_result
-from structures import water_box
+from structures import silicon, water_box, write_lammps
 
 HERE = Path(__file__).resolve().parent
 TIMESTEP = 0.5  # fs
@@ -40,16 +38,9 @@ KELVIN = 300.0
 MIB = 1024.0  # KiB
 
 
-def silicon() -> Atoms:
-    """Return a cube of 8³ cells with displaced atoms."""
-    atoms = bulk("Si", cubic=True).repeat(8)
-    atoms.rattle(0.05, seed=0)
-    return atoms
-
-
 # name -> structure, model, steps of a run
 SYSTEMS: dict[str, tuple[Callable[[], Atoms], str, int]] = {
-    "silicon-4096": (silicon, "so3krates-silicon", 40),
+    "silicon-4096": (lambda: silicon(8), "so3krates-silicon", 40),
     "water-12288": (lambda: water_box((16, 16, 16)), "so3krates-organic", 6),
 }
 
@@ -92,14 +83,7 @@ def measure(name: str, n_processes: int, n_steps: int, *, exchange: bool) -> dic
     thermalize_momenta(atoms, temperature_K=KELVIN, rng=np.random.default_rng(0))
     elements = sorted(set(atoms.get_chemical_symbols()))
     with tempfile.TemporaryDirectory() as folder:
-        write(
-            *(Path(folder, "data"), atoms),
-            format="lammps-data",
-            specorder=elements,
-            masses=True,
-            velocities=True,
-            units="metal",
-        )
+        write_lammps(Path(folder, "data"), atoms, elements)
         Path(folder, "elements").write_text(" ".join(elements))
         ghosts = "exchanged" if exchange else "deep"
         command = [sys.executable, __file__, "--worker", name, folder, str(n_steps), ghosts]

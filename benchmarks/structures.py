@@ -1,4 +1,4 @@
-"""Structures of the benchmarks: molecules, and boxes of water at liquid density."""
+"""Structures of the benchmarks: molecules, boxes of water at liquid density, silicon."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.build import molecule
-from ase.io import read
+from ase.build import bulk, molecule
+from ase.io import read, write
 from scipy.spatial.transform import Rotation
 
 HERE = Path(__file__).parent
@@ -38,3 +38,25 @@ def water_box(n: tuple[int, int, int], seed: int = 0) -> Atoms:
         turned.positions += (np.array(corner) + 0.5) * spacing + rng.normal(scale=0.1, size=3)
         box += turned
     return box
+
+
+def silicon(n: int) -> Atoms:
+    """Return a cube of n³ cells with displaced atoms."""
+    atoms = bulk("Si", cubic=True).repeat(n)
+    atoms.rattle(0.05, seed=0)
+    return atoms
+
+
+def write_lammps(path: Path, atoms: Atoms, elements: list[str]) -> None:
+    """Write a data file with masses and velocities."""
+    atoms = atoms.copy()
+    if not atoms.pbc.all():
+        atoms.center(vacuum=20.0)
+    write(
+        *(path, atoms),
+        format="lammps-data",
+        specorder=elements,
+        masses=True,
+        velocities=True,
+        units="metal",
+    )

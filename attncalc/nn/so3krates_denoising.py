@@ -3,14 +3,13 @@
 Liao, Smidt, Das, "Generalizing denoising to non-equilibrium structures improves equivariant force
 fields", TMLR 2024. The networks of the paper have channels of every degree. Here, the harmonics of
 the force on an atom, an input, are added to its initial Euclidean variables (or SPHC coordinates),
-and the magnitude of the force to its initial features. The denoising head is one more attention; it
-combines the vectors before and after it. The network that is saved, `plain()`, has neither the
-embedding of the forces nor this head. Its energies are those of a call without forces.
+and a bounded function of its magnitude to its initial features. The denoising head is one more
+attention; it combines the vectors before and after it. The network that is saved, `plain()`, has
+neither the embedding of the forces nor this head. Its energies are those of a call without forces.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -29,6 +28,9 @@ from attncalc.ops import ModuleWithConstants, safe_norm
 class ForceEmbedding(ModuleWithConstants):
     """Embedding of the force on an atom, added to the embedding of its element.
 
+    It is bounded: without layer norms, updates grow as the cube of features and variables, and a
+    force of 7 eV/Å, as in ethanol at 500 K, made energies overflow after 30 epochs.
+
     Args:
         width: number of features.
         degrees: degrees of the Euclidean variables.
@@ -38,21 +40,23 @@ class ForceEmbedding(ModuleWithConstants):
 
     def __init__(self, width: int, degrees: tuple[int, ...]) -> None:
         super().__init__()
-        self.size = nn.Parameter(lecun_normal(1, width))
+        self.size = nn.Parameter(
+            0.1 * lecun_normal(1, width)
+        )  # the scale of the elements' features
         self.by_degree = nn.Parameter(torch.ones(len(degrees)))
         self.register_constant("repeat", repeat_over_orders(degrees))
 
     def forward(self, forces: Tensor, harmonics: nn.Module) -> tuple[Tensor, Tensor]:
         """Return the terms to add to features [n_atoms, F] and ev [n_atoms, M].
 
-        For forces F [n_atoms, 3] eV/Å they are w |F| / sqrt(3) and
-        w_l Y_l(F / |F|) |F| / sqrt(3); both are zero where the force is zero.
+        For forces F [n_atoms, 3] eV/Å they are w a and w_l Y_l(F / |F|) a with
+        a = |F| / (|F| + 1 eV/Å); both are zero where the force is zero.
         """
         forces = forces.to(self.size.dtype)
         amount = safe_norm(forces).unsqueeze(1)
         direction = torch.where(amount > 0, forces, 1.0)
         direction = direction / safe_norm(direction).unsqueeze(1)
-        amount = amount / math.sqrt(3)
+        amount = amount / (amount + 1.0)
         return amount @ self.size, amount * harmonics(direction) * (self.by_degree @ self.repeat)
 
 

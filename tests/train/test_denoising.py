@@ -208,17 +208,19 @@ def test_forces_are_told_by_harmonics() -> None:
 
 
 def test_forces_are_told_to_so3krates_by_harmonics() -> None:
-    """w_l Y_l(F / |F|) |F| / sqrt(3), zero for no force; the vectors are x, y, z again."""
+    """w_l Y_l(F / |F|) |F| / (|F| + 1), zero for no force; the vectors are x, y, z again."""
     denoising = network("from neighbours")
     embedding = denoising.force_embedding
     forces = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     forces[1] = 0.0
     features, ev = embedding(forces, denoising.harmonics)
-    assert_close(features, forces.norm(dim=1)[:, None] / 3**0.5 * embedding.size, 1e-14, "features")
+    bounded = forces / (forces.norm(dim=1, keepdim=True) + 1)
+    size = bounded.norm(dim=1, keepdim=True)
+    assert_close(features, size * embedding.size, 1e-14, "features")
     assert not ev[1].any()
     # degree 1 is sqrt(3 / 4 pi) (y, z, x)
     y_z_x = ev[:, 1:4] / embedding.by_degree[1] / (3 / (4 * np.pi)) ** 0.5
-    assert_close(y_z_x[:, [2, 0, 1]], forces / 3**0.5, 1e-14, "degree 1")
+    assert_close(y_z_x[:, [2, 0, 1]], bounded, 1e-14, "degree 1")
     assert denoising.denoising_head.places == [3, 1, 2]
 
 

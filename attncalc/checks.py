@@ -43,14 +43,17 @@ class Differences(NamedTuple):
     """Settings of the comparison of derivatives with finite differences.
 
     Attributes:
-        step: Å, or strain.
+        step: Å.
+        strain: step of the strain. It moves all pairs at once, and distant ones the most.
         forces, stress, virial: tolerances in eV/Å, eV/Å³, eV/atom.
-        relative: whether forces beyond 1 eV/Å are compared relative to the largest.
+        relative: whether forces beyond 1 eV/Å are compared relative to the largest, and strain
+            gradients beyond 1 eV per atom likewise.
         remark: added to the name of the check.
         most_atoms: number of atoms that are evaluated at once; 0: one structure after the other.
     """
 
     step: float
+    strain: float
     forces: float
     stress: float
     virial: float
@@ -59,9 +62,9 @@ class Differences(NamedTuple):
     most_atoms: int
 
 
-EXACT = Differences(STEP, 1e-6, 1e-7, 1e-6, False, "", 500)
+EXACT = Differences(STEP, STEP, 1e-6, 1e-7, 1e-6, False, "", 500)
 # the path that users run: float32 rounds energies to about 1e-7 of an atom's, hence wider steps
-AS_RUN = Differences(3e-3, 3e-3, 1e-4, 2e-3, True, ", as run", 0)
+AS_RUN = Differences(3e-3, 1e-3, 3e-3, 1e-4, 2e-3, True, ", as run", 0)
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def _worst(deviations: list[float]) -> float:
 def _with_slopes(
     potential: Potential, atoms: Atoms, displaced: list[Atoms], how: Differences
 ) -> tuple[Result, NDArray[np.float64]]:
-    """Return the result of a structure, and slopes of the energy from displaced ones.
+    """Return the result of a structure, and slopes of the energy per step from displaced ones.
 
     Several are evaluated at once if `how` allows it, the structure itself as the first of them.
 
@@ -187,7 +190,7 @@ def _with_slopes(
     assert first is not None
     weights = [weight for _, weight in STENCIL]
     by_direction = torch.cat(energies)[1:].numpy().reshape(-1, len(STENCIL))
-    return first, by_direction @ weights / how.step
+    return first, by_direction @ weights
 
 
 def _known_cluster(potential: Potential) -> Atoms:
@@ -216,7 +219,7 @@ def _forces_are_differences(
         displaced[-1].positions[divmod(int(k), 3)] += offset * how.step
     result, slopes = _with_slopes(potential, atoms, displaced, how)
     forces = result.forces[: len(atoms)].cpu().numpy()
-    deviation = np.abs(slopes + forces.reshape(-1)[chosen]).max()
+    deviation = np.abs(slopes / how.step + forces.reshape(-1)[chosen]).max()
     name = f"forces = -dE/dr (central differences{how.remark})"
     scale = max(1.0, np.abs(forces).max()) if how.relative else 1.0
     return Check(name, float(deviation / scale), how.forces, "eV/Å")
@@ -231,12 +234,14 @@ def _strain_gradient_is_difference(
     strained = []
     for (a, b), (offset, _) in itertools.product(components, STENCIL):
         strain = np.eye(3)
-        strain[a, b] += offset * how.step / 2
-        strain[b, a] += offset * how.step / 2
+        strain[a, b] += offset * how.strain / 2
+        strain[b, a] += offset * how.strain / 2
         strained.append(_stretched(atoms, strain))
     result, slopes = _with_slopes(potential, atoms, strained, how)
     gradient = result.strain_gradient[0].cpu().numpy()
-    worst = float(np.abs(slopes - gradient[tuple(zip(*components, strict=True))]).max())
+    expected = gradient[tuple(zip(*components, strict=True))]
+    scale = max(1.0, np.abs(expected).max() / len(atoms)) if how.relative else 1.0
+    worst = float(np.abs(slopes / how.strain - expected).max() / scale)
     if atoms.cell.rank == 3:
         deviation = worst / atoms.get_volume()
         name = f"stress = dE/dstrain / V (finite strain{how.remark})"

@@ -171,14 +171,15 @@ def _worst(deviations: list[float]) -> float:
 
 
 def _with_slopes(
-    potential: Potential, atoms: Atoms, displaced: list[Atoms], how: Differences
+    potential: Potential, atoms: Atoms, displaced: list[Atoms], step: float, how: Differences
 ) -> tuple[Result, NDArray[np.float64]]:
-    """Return the result of a structure, and slopes of the energy per step from displaced ones.
+    """Return the result of a structure, and slopes of the energy from displaced ones.
 
     Several are evaluated at once if `how` allows it, the structure itself as the first of them.
 
     Args:
         displaced: structures displaced by the steps of `STENCIL`, one direction after the other.
+        step: its unit, Å or strain.
     """
     structures = [atoms, *displaced]
     n_at_once = max(1, how.most_atoms // len(atoms))
@@ -190,7 +191,7 @@ def _with_slopes(
     assert first is not None
     weights = [weight for _, weight in STENCIL]
     by_direction = torch.cat(energies)[1:].numpy().reshape(-1, len(STENCIL))
-    return first, by_direction @ weights
+    return first, by_direction @ weights / step
 
 
 def _known_cluster(potential: Potential) -> Atoms:
@@ -217,9 +218,9 @@ def _forces_are_differences(
     for k, (offset, _) in itertools.product(chosen, STENCIL):
         displaced.append(atoms.copy())
         displaced[-1].positions[divmod(int(k), 3)] += offset * how.step
-    result, slopes = _with_slopes(potential, atoms, displaced, how)
+    result, slopes = _with_slopes(potential, atoms, displaced, how.step, how)
     forces = result.forces[: len(atoms)].cpu().numpy()
-    deviation = np.abs(slopes / how.step + forces.reshape(-1)[chosen]).max()
+    deviation = np.abs(slopes + forces.reshape(-1)[chosen]).max()
     name = f"forces = -dE/dr (central differences{how.remark})"
     scale = max(1.0, np.abs(forces).max()) if how.relative else 1.0
     return Check(name, float(deviation / scale), how.forces, "eV/Å")
@@ -237,11 +238,11 @@ def _strain_gradient_is_difference(
         strain[a, b] += offset * how.strain / 2
         strain[b, a] += offset * how.strain / 2
         strained.append(_stretched(atoms, strain))
-    result, slopes = _with_slopes(potential, atoms, strained, how)
+    result, slopes = _with_slopes(potential, atoms, strained, how.strain, how)
     gradient = result.strain_gradient[0].cpu().numpy()
     expected = gradient[tuple(zip(*components, strict=True))]
     scale = max(1.0, np.abs(expected).max() / len(atoms)) if how.relative else 1.0
-    worst = float(np.abs(slopes / how.strain - expected).max() / scale)
+    worst = float(np.abs(slopes - expected).max() / scale)
     if atoms.cell.rank == 3:
         deviation = worst / atoms.get_volume()
         name = f"stress = dE/dstrain / V (finite strain{how.remark})"

@@ -348,7 +348,8 @@ def relax_in_batch(
     results = calculator.calculate_many(batch)
     for atoms, course, found, start in zip(batch, courses, results, before, strict=True):
         course.compare(start, atoms)
-        course.spread = _largest(found.get("forces_spread"))
+        spread = found.get("forces_spread")
+        course.spread = None if spread is None else _largest(spread)
         # without spreads and Hirshfeld ratios, which are not properties in ASE
         known = {name: value for name, value in found.items() if name in all_properties}
         atoms.calc = SinglePointCalculator(atoms, **known)
@@ -414,7 +415,7 @@ def relax_one(
     with _silent_libraries(), method(moved, logfile=None) as dynamics:
         for _ in dynamics.irun(fmax=asked.fmax, steps=asked.steps):
             energy = atoms.get_potential_energy(apply_constraint=False)
-            largest = _fmax(moved)
+            largest = _largest(moved.get_forces())
             course.steps.append((energy, largest))
             course.frame = _with_results(atoms)
             if mask is not None:
@@ -440,13 +441,9 @@ def _silent_libraries() -> Iterator[None]:
         yield
 
 
-def _largest(vectors: Any) -> float | None:
-    """Return the length of the longest vector of [n, 3]; None for None."""
-    return None if vectors is None else float(np.linalg.norm(vectors, axis=1).max())
-
-
-def _fmax(optimizable: Any) -> float:
-    return float(np.linalg.norm(optimizable.get_forces(), axis=1).max())
+def _largest(vectors: Any) -> float:
+    """Return the length of the longest vector of [n, 3]."""
+    return float(np.linalg.norm(vectors, axis=1).max())
 
 
 def _with_results(atoms: Atoms) -> Atoms:

@@ -40,9 +40,8 @@ class ForceEmbedding(ModuleWithConstants):
 
     def __init__(self, width: int, degrees: tuple[int, ...]) -> None:
         super().__init__()
-        self.size = nn.Parameter(
-            0.1 * lecun_normal(1, width)
-        )  # the scale of the elements' features
+        # the scale of the elements' features
+        self.size = nn.Parameter(0.1 * lecun_normal(1, width))
         self.by_degree = nn.Parameter(torch.ones(len(degrees)))
         self.register_constant("repeat", repeat_over_orders(degrees))
 

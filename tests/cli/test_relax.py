@@ -211,16 +211,16 @@ def test_relax_keeps_what_is_done(problem: BaseException, monkeypatch) -> None:
 @pytest.mark.parametrize("n", [1, 2])
 def test_ctrl_c_keeps_the_structure_at_hand(n: int, monkeypatch) -> None:
     write("some.extxyz", [bulk("Cu", a=3.6, cubic=True)] * (n - 1) + rattled(1))
-    largest = module._fmax
+    largest = module._largest
     seen: list[float] = []
 
-    def interrupted(optimizable) -> float:
+    def interrupted(vectors) -> float:
         if len(seen) == n + 3:  # the perfect crystal takes no step
             raise KeyboardInterrupt
-        seen.append(largest(optimizable))
+        seen.append(largest(vectors))
         return seen[-1]
 
-    monkeypatch.setattr(module, "_fmax", interrupted)
+    monkeypatch.setattr(module, "_largest", interrupted)
     monkeypatch.setattr(module, "are_relaxed_together", lambda *_: False)
     common = ("relax", "some.extxyz", "--model", COPPER)
     result = attncalc(*common, "-o", "out.xyz", "--fmax", 1e-4)

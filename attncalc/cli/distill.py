@@ -17,7 +17,7 @@ from ase import Atoms
 
 from attncalc.cli.errors import OUTSIDE_STATUS, one_line_errors
 from attncalc.cli.files import read_structures
-from attncalc.cli.options import charge_options, set_charge, set_threads
+from attncalc.cli.options import Minutes, charge_options, set_charge, set_threads
 from attncalc.cli.output import output_options, overwrites, report_json, say, warn
 from attncalc.cli.progress import progress_bar
 from attncalc.files import FileLock
@@ -78,7 +78,7 @@ NEEDS = 'distilling needs {}: pip install "attncalc[distill]"'
 )
 @click.option(
     "--minutes",
-    type=click.FloatRange(min=0),
+    type=Minutes(),
     default=float("inf"),
     help="Budget: wall time. No round starts that would end later. Default: no limit.",
 )

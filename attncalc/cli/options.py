@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import click
 import torch
@@ -56,6 +58,23 @@ model_option = click.option(
     show_default=True,
     help="Name of a shipped model, model file, or folder of a training.",
 )
+
+
+class Minutes(click.FloatRange):
+    """Type of an option: a number of minutes, zero or more, `inf` included, NaN not."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Convert the text of an option."""
+        minutes = float(super().convert(value, param, ctx))
+        if math.isnan(minutes):  # every comparison with it is false, so no time would be up
+            self.fail("nan is not a number of minutes", param, ctx)
+        return minutes
+
 
 charge_options = together(
     click.option("--charge", type=int, help="Total charge, e. Default: that of the file, else 0."),

@@ -9,7 +9,7 @@ import click
 
 from attncalc.cli.errors import one_line_errors
 from attncalc.cli.files import new_file
-from attncalc.cli.options import oracle_option
+from attncalc.cli.options import Minutes, oracle_option
 from attncalc.cli.output import output_file, output_options, overwrites, report_json, say
 from attncalc.cli.progress import progress_bar
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--minutes",
-    type=click.FloatRange(min=0),
+    type=Minutes(),
     default=float("inf"),
     help="Stop after this time and write the structures labelled so far. Default: no limit.",
 )

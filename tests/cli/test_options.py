@@ -126,6 +126,16 @@ def test_long_range_cutoff_that_is_none(charged_model: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "command", [("sample", "-o", "data.h5", "--molecules", 3), ("distill", "start.xyz")]
+)
+def test_minutes_are_a_number(command: tuple[str, ...]) -> None:
+    for wrong, says in (("nan", "nan is not a number of minutes"), ("-1", "not in the range")):
+        done = attncalc(*command, "--oracle", "ase.calculators.emt:EMT", "--minutes", wrong)
+        assert done.exit_code == 2
+        assert says in done.output
+
+
 @pytest.mark.parametrize("written", [{}, {"total_charge": 1}, {"charge": 1, "total_charge": 1}])
 def test_total_charge_of_the_option(charged_model: str, written: dict[str, int]) -> None:
     """It stands in place of what the file says, under either name."""

@@ -68,7 +68,7 @@ class Evaluator(PlainlyPickled):
         self, potential: Potential, *, skin: float | None = None, delta: bool = False
     ) -> None:
         require_potential(potential)
-        self._last: tuple[System, Result] | None = None
+        self._last: tuple[System, Result, tuple[int, ...]] | None = None
         if delta != bool(potential.baseline):
             raise ValueError(_wrong_delta(potential.baseline))
         self._given = copy.deepcopy(potential).requires_grad_(False).eval()
@@ -111,7 +111,7 @@ class Evaluator(PlainlyPickled):
             result = evaluate(self.potential, self._graphs(system))
         except SystemError as error:  # not by a context manager, which would slow down every step
             raise_ctrl_c(error)
-        self._last = system, result
+        self._last = system, result, _versions(system)
         return result
 
     def novelty(self, system: System) -> NDArray[np.float64] | None:
@@ -124,9 +124,11 @@ class Evaluator(PlainlyPickled):
         """
         if not self.plain.knows_its_training:
             return None
-        last = self._last
-        result = last[1] if last is not None and last[0] is system else self(system)
-        return result.novelty
+        if self._last is not None:
+            last, result, versions = self._last
+            if last is system and versions and versions == _versions(system):
+                return result.novelty
+        return self(system).novelty
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_last": None}
@@ -266,6 +268,14 @@ class Evaluator(PlainlyPickled):
 
     def _skin(self, system: System) -> float:
         return skin_for(system) if self._chooses_skin else self.neighbors.skin
+
+
+def _versions(system: System) -> tuple[int, ...]:
+    """Return numbers that change when atoms or cell are changed in place; () if unknown."""
+    tensors = system.positions, system.cell
+    if any(map(Tensor.is_inference, tensors)):  # these have no version
+        return ()
+    return tuple([tensor._version for tensor in tensors])
 
 
 def _not_a_system(given: object) -> str:

@@ -403,6 +403,11 @@ def test_structures_with_wild_stress_are_named(potential):
     prediction = Prediction(np.zeros(30), dataset.forces, np.full((30, 3, 3), 1e-4))
     (said,) = remarks(potential, prediction, dataset, Subject("m"))
     assert "a few structures are far off. Worst are numbers 12 (16 GPa), 0 (0.016 GPa)" in said
+    part = dataset[10:]
+    assert part.indices is not None
+    prediction = Prediction(np.zeros(20), part.forces, np.full((20, 3, 3), 1e-4))
+    (said,) = remarks(potential, prediction, part, Subject("m"))
+    assert "Worst are numbers 12 (16 GPa), 10 (0.016 GPa)" in said
 
 
 # --------------------------------------------------------------------------------------- details

@@ -190,6 +190,16 @@ def test_atoms_moved_in_place_are_noticed():
     assert_same_edges(graph, system, 3.0)
 
 
+def test_a_cell_that_changes_through_numpy_is_noticed():
+    system = System.from_ase(CASES["crystal"]())
+    verlet, _ = empty_list().update(system)
+    for _ in range(2):  # the second time, tensors are known to be equal
+        verlet, _ = verlet.update(system)
+    system.cell.numpy()[:] *= 1.3
+    verlet, graph = verlet.update(system)
+    assert_same_edges(graph, system, 3.0)
+
+
 @pytest.mark.parametrize("case", [name for name in CASES if name != "batch"])
 def test_compiled_pass_gives_the_plain_graph(case, monkeypatch):
     monkeypatch.setattr(reuse, "cpu_loops", LOOPS)

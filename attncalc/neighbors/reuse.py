@@ -76,7 +76,8 @@ class Seen:
         if len(self._tensors) == 3 and versions == self._versions:
             a, b, c = self._tensors
             if a is now[0] and b is now[1] and c is now[2]:
-                return True
+                # a cell that shares its memory with a numpy array changes without a new version
+                return torch.equal(a, reference.cell)
         if not _equal(now, reference):
             return False
         self._tensors, self._versions = now, versions

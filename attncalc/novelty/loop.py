@@ -39,7 +39,9 @@ def look(
             for c in range(n_centres):
                 off = coordinates[k] - centres[s, k, c]
                 squares[c] += off * off
-        out[i] = max(out[i], math.sqrt(squares.min()))
+        distance = math.sqrt(squares.min())
+        if not distance <= out[i]:  # NaN too, which max() would leave out
+            out[i] = distance
     for e in range(receivers.shape[0]):
         i, j = receivers[e], senders[e]
         edge = closest[species[i], species[j]]

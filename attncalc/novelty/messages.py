@@ -50,6 +50,6 @@ def outsider(
         return None
     atom = int(novelty.argmax())
     value = float(novelty[atom])
-    if not value > OUTSIDE:
+    if value <= OUTSIDE:  # NaN is not
         return None
     return Outsider(atom, chemical_symbols[int(atomic_numbers[atom])], value)

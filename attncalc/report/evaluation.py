@@ -17,6 +17,7 @@ from ase import units
 from ase.data import chemical_symbols
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from attncalc.data import Dataset
 from attncalc.data.calibration import calibrations, precision_of_spread
@@ -82,7 +83,7 @@ def evaluation(
         dataset: structures with labels.
         subject: model, data and run, for the header.
     """
-    indices = np.arange(len(dataset)) if dataset.indices is None else dataset.indices
+    indices = _numbers(dataset)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": number, "percent": percent}
     page = files("attncalc.report").joinpath("evaluation.html").read_text(encoding="utf-8")
@@ -317,13 +318,20 @@ def remarks(
         )
 
 
+def _numbers(dataset: Dataset) -> NDArray[np.int64]:
+    """Return the number of every structure in the file that it was read from, [n_structures]."""
+    return np.arange(len(dataset)) if dataset.indices is None else dataset.indices
+
+
 def _worst_by_stress(prediction: Prediction, dataset: Dataset) -> str:
-    """Return numbers of structures, each with its largest error of a component."""
+    """Return numbers of structures in the file, each with its largest error of a component."""
     assert prediction.stress is not None
     assert dataset.stress is not None
     largest = np.abs(prediction.stress - dataset.stress).max((1, 2)) * GPA
     worst = np.argsort(-largest, kind="stable")[:N_WORST_BY_STRESS]
-    return ", ".join(f"{k} ({three_digits(largest[k])} GPa)" for k in worst.tolist())
+    numbers = _numbers(dataset)[worst].tolist()
+    errors = largest[worst].tolist()
+    return ", ".join(f"{n} ({three_digits(e)} GPa)" for n, e in zip(numbers, errors, strict=True))
 
 
 def about_model(potential: Potential, subject: Subject) -> list[tuple[str, str]]:

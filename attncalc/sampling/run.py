@@ -100,7 +100,7 @@ def sample(
 
     Chunks are kept in a folder beside the output: the same call continues a run that was stopped,
     and a larger number of molecules extends the data. The files depend only on the settings and the
-    number of molecules.
+    number of molecules. If there are more already, a smaller number is rounded up to whole chunks.
 
     Args:
         settings: settings of the sampling, and the oracle.

@@ -156,4 +156,8 @@ def errors_of_isolated(potential: Potential, known: Mapping[int, float]) -> dict
 
 
 def _multiplicity(z: int) -> int:
-    return int(ground_state_magnetic_moments[z]) + 1
+    """Return the multiplicity of an atom's ground state; the lowest where ASE's table has none."""
+    known = z < len(ground_state_magnetic_moments) and np.isfinite(ground_state_magnetic_moments[z])
+    unpaired = int(ground_state_magnetic_moments[z]) if known else z % 2
+    # the table has one too many for cerium, a singlet, and for einsteinium, a quartet
+    return 1 + unpaired - (unpaired - z) % 2

@@ -63,6 +63,7 @@ class TrainingModule(L.LightningModule):
         self.automatic_optimization = False  # the step brings its own gradients
         self.potential, self.recipe, self.n_steps = potential, recipe, n_steps
         self.n_epochs = recipe.epochs
+        self.n_warm = min(recipe.warmup_steps, n_steps // 10)  # a short run warms up too
         self.processes = processes or Processes()
         self.weights = loss_of(recipe)
         self.history: list[dict[str, float]] = []
@@ -88,13 +89,14 @@ class TrainingModule(L.LightningModule):
             factor = lowest**done
         else:
             factor = lowest + (1 - lowest) * (1 + math.cos(math.pi * done)) / 2
-        n_warm = min(self.recipe.warmup_steps, self.n_steps // 10)  # a short run warms up too
-        return factor * min(1.0, (step + 1) / (n_warm + 1))
+        return factor * min(1.0, (step + 1) / (self.n_warm + 1))
 
     def plan(self, n_epochs: int) -> None:
         """Change the number of epochs of the run, which the schedule spans."""
         self.n_steps = round(self.n_steps * n_epochs / self.n_epochs)
         self.n_epochs = n_epochs
+        # never longer: a rate that has reached its height would fall again
+        self.n_warm = min(self.n_warm, max(self.global_step, self.n_steps // 10))
 
     def training_step(self, load: Callable[[], Batch | None], batch_idx: int) -> None:
         def share() -> tuple[torch.Tensor, list[torch.Tensor]] | None:
@@ -202,13 +204,14 @@ class TrainingModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"], checkpoint["wall_time"] = self.history, self.wall_time
         checkpoint["step_is_compiled"] = self.step_is_compiled
-        checkpoint["n_epochs"] = self.n_epochs
+        checkpoint["n_epochs"], checkpoint["n_warm"] = self.n_epochs, self.n_warm
         # losses of an unfinished epoch
         checkpoint["train_losses"] = torch.tensor(self.train_losses, dtype=torch.float64)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history, self.wall_before = list(checkpoint["history"]), checkpoint["wall_time"]
         self.step_is_compiled = bool(checkpoint.get("step_is_compiled", False))
+        self.n_warm = checkpoint.get("n_warm", self.n_warm)  # older ones have none
         losses = checkpoint.get("train_losses")
         self.train_losses = [] if losses is None else losses.tolist()
         self.started = time.monotonic()

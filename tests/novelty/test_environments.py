@@ -26,7 +26,7 @@ from attncalc.calibrate import (
 from attncalc.fast import lower
 from attncalc.graph import GraphArrays
 from attncalc.nn.so3krates import So3krates
-from attncalc.novelty import Sample, environments, fit, loop, strays_of
+from attncalc.novelty import Sample, environments, fit, loop, outsider, strays_of
 from attncalc.novelty.environments import MARGIN, NEVER_SEEN
 from attncalc.potential import Committee, Potential, evaluate
 from attncalc.result import Result
@@ -166,6 +166,11 @@ def test_an_evaluator_keeps_the_last_and_computes_others(potential: Potential) -
     assert evaluator.novelty(other) == pytest.approx(expected, abs=OF_ROUNDING)
     again = pickle.loads(pickle.dumps(evaluator))
     assert again.novelty(one) == pytest.approx(result.novelty, abs=OF_ROUNDING)
+    evaluator(one)
+    one.positions[8] += torch.tensor([0.0, 0.0, 0.35])  # in place
+    expected = Evaluator(potential).novelty(one)
+    assert np.abs(expected - result.novelty).max() > 0.1
+    assert evaluator.novelty(one) == pytest.approx(expected, abs=OF_ROUNDING)
 
 
 def test_an_engine_that_gives_no_features_has_those_of_the_network(potential: Potential) -> None:
@@ -277,6 +282,22 @@ def test_one_composition_that_prevails_is_not_many() -> None:
     prevails[:300] = 0
     assert fit(sample).has_clusters
     assert not fit(replace(sample, composition=prevails)).has_clusters
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_features_that_are_not_numbers_are_outside(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = fit(drawn(20, seed=0))
+    if not compiled:
+        monkeypatch.setattr(environments, "cpu_loops", lambda name: None)
+    features = np.full((2, known.mean.shape[1]), np.nan)
+    features[0] = known.mean[0]
+    novelty = novelty_of_features(known, features)
+    assert np.isnan(novelty).tolist() == [False, True]
+    found = outsider(novelty, [6, 8])
+    assert found is not None
+    assert str(found).startswith("outside the training data: atom 1 (O) has novelty nan")
 
 
 def test_many_compositions_without_features_or_with_equal_ones() -> None:

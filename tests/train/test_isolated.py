@@ -13,7 +13,7 @@ from ase import Atoms
 from ase.calculators.emt import EMT
 
 from attncalc import AttnCalculator, data, train
-from attncalc.train.isolated import BOX, isolated_atoms
+from attncalc.train.isolated import BOX, _multiplicity, isolated_atoms
 
 
 def energy_of(symbols: str) -> float:
@@ -140,3 +140,11 @@ def test_labels_of_molecules(recipe) -> None:
     assert np.all(np.equal(found.hirshfeld_ratios, 1))
     assert found.dipoles.tolist() == [[0, 0, 0]] * 200
     assert found.stress is None
+
+
+def test_multiplicities_of_all_elements() -> None:
+    """Each suits its number of electrons; those of some are known from spectroscopy."""
+    found = {z: _multiplicity(z) for z in range(1, 119)}
+    assert all((z + multiplicity) % 2 == 1 for z, multiplicity in found.items())
+    known = {1: 2, 6: 3, 7: 4, 24: 7, 25: 6, 58: 1, 64: 9, 99: 4}
+    assert {z: found[z] for z in known} == known

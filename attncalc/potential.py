@@ -107,7 +107,7 @@ class Potential(PlainlyPickled, nn.Module):
 
     @property
     def knows_closed_shells_only(self) -> bool:
-        """Return True if a member was trained on molecules with closed shells only."""
+        """Return True if a member was trained on closed-shell molecules only."""
         return any(info.get("closed_shells") for info in self._trainings)
 
     @property

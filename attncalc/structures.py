@@ -209,16 +209,19 @@ def _refuse_others(
 
 
 def _refuse_radicals(electrons: Tensor, pbc: Tensor) -> None:
-    """Refuse molecules with an odd number of electrons, for models trained on closed shells.
+    """Refuse structures with an odd number of electrons, for models of closed-shell molecules.
+
+    Electrons of a periodic structure are those of its cell: if their number is odd, one of its
+    molecules is a radical, or the total charge is not that of all of them.
 
     Args:
         electrons: [n_systems], numbers of electrons.
         pbc: [n_systems, 3], bool.
 
     Raises:
-        ValueError: a molecule is a radical.
+        ValueError: the number is odd.
     """
-    odd = (electrons % 2 == 1) & ~pbc.any(1)
+    odd = electrons % 2 == 1
     if odd.any():
         k = int(odd.nonzero()[0])
         where = f" of structure {k}" if len(electrons) > 1 else ""
@@ -226,4 +229,5 @@ def _refuse_radicals(electrons: Tensor, pbc: Tensor) -> None:
             f"the number of electrons{where} is odd, {int(electrons[k])}: this model was trained "
             "on closed shells only; is a hydrogen atom missing, or the total charge "
             '(atoms.info["charge"], charge=1 in the second line of an .xyz file, or --charge)?'
+            f"{' A repeated cell has the charge of all copies.' if pbc[k].any() else ''}"
         )

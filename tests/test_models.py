@@ -327,6 +327,10 @@ def test_the_default_model_refuses_radicals():
         AttnCalculator().calculate(methyl)
     methyl.info["charge"] = 1
     AttnCalculator().calculate(methyl)
+    methyl.cell, methyl.pbc = [8, 8, 8], True
+    AttnCalculator().calculate(methyl)
+    with pytest.raises(ValueError, match="A repeated cell has the charge of all copies"):
+        AttnCalculator().calculate(methyl.repeat((2, 1, 1)))  # of one
 
 
 def test_the_default_model_refuses_multiple_charges():

@@ -116,8 +116,9 @@ def evaluate(
         target = _report_file(report, model, dataset.source, labels, split, written=not no_report)
     if target is not None and not in_shards:
         refuse_unfinished(target)
-    for what in filter(None, (data.unit_mismatch(dataset), data.stress_mismatch(dataset))):
-        warn(what)
+    for mismatch in (data.unit_mismatch, data.label_mismatch, data.stress_mismatch):
+        if what := mismatch(dataset):
+            warn(what)
     set_threads(threads, dataset.structures)
     options = {"device": device, "dtype": dtype, "long_range_cutoff": long_range_cutoff}
     options["delta"] = is_delta(model)

@@ -8,7 +8,7 @@ from attncalc.data.split import near_copies, official_split, split
 from attncalc.data.statistics import avg_num_neighbors, reference_energies, shortest_distance
 from attncalc.data.streamed import StreamedDataset, errors_of, sample, stream
 from attncalc.data.stress_checks import stress_mismatch
-from attncalc.data.unit_checks import WorkRatio, unit_mismatch, work_ratio
+from attncalc.data.unit_checks import WorkRatio, label_mismatch, unit_mismatch, work_ratio
 
 __all__ = [
     "Dataset",
@@ -18,6 +18,7 @@ __all__ = [
     "concatenate",
     "errors_of",
     "from_ase",
+    "label_mismatch",
     "near_copies",
     "official_split",
     "read",

@@ -25,6 +25,10 @@ from attncalc.system import charge_and_spin
 # differences. In right units, 32 of 48 reference label sets are, and their ratio is 0.92 to 1.06.
 MOST_UNEXPLAINED = 0.12
 FEWEST_PAIRS = 12
+# Close structures whose energies the forces do not explain: in right order, no reference label set
+# with pairs this close, in Å, has more than 0.12 unexplained; in a wrong one, none less than 0.38.
+SURELY_CLOSE = 0.12
+SURELY_UNEXPLAINED = 0.35
 # Ratios between these may have physical reasons; those of units begin at 1.89.
 SILENT = (0.7, 1.45)
 # The ratio of mirror images about a minimum, where the quadratic energies cancel, is 1/3.
@@ -116,6 +120,33 @@ def unit_mismatch(dataset: Dataset) -> str | None:
     return (
         f"{dataset.source}: energy differences are {found.ratio:.4g} times the work of the forces "
         f"({found.n_pairs} pairs of close structures, {found.unexplained:.1%} unexplained): {name}"
+    )
+
+
+def label_mismatch(dataset: Dataset) -> str | None:
+    """Describe forces that do not explain how energies change between close structures.
+
+    Forces of other frames, in another order of the atoms or along other axes are such. In other
+    units they explain the energies, see `unit_mismatch`.
+
+    Returns:
+        One line with the evidence; None if the forces explain the energies, or if no structures are
+        close enough.
+    """
+    if dataset.forces is not None and not any(map(np.any, dataset.forces)):
+        return f"{dataset.source}: all forces are zero: are they labels?"
+    ratios = _ratios(dataset)
+    best = min(ratios, key=lambda ratio: ratio.unexplained, default=None)
+    if best is None or best.unexplained < SURELY_UNEXPLAINED:
+        return None
+    closest = ratios[0]
+    if closest.displacement > SURELY_CLOSE:
+        return None
+    return (
+        f"{dataset.source}: the work of the forces does not explain how the energy changes between "
+        f"close structures ({closest.n_pairs} pairs, {closest.displacement:.3f} Å apart, "
+        f"{min(closest.unexplained, 1.0):.0%} unexplained): are energies and forces of the same "
+        "frames, in the order of the atoms, along the same axes?"
     )
 
 

@@ -599,7 +599,9 @@ def _require_matching_units(recipe: Recipe, dataset: Dataset) -> None:
 
 def _say_what_is_not_known(recipe: Recipe, dataset: Dataset) -> None:
     found = data.work_ratio(dataset)
-    if dataset.forces is not None and (found is None or not found.is_conclusive):
+    if what := data.label_mismatch(dataset):
+        log.warning("%s", what)
+    elif dataset.forces is not None and (found is None or not found.is_conclusive):
         log.info(
             "%s: no structures are close enough to check energies and forces against each other",
             dataset.source,

@@ -54,6 +54,16 @@ def in_other_units(dataset: data.Dataset, energy: float, forces: float) -> data.
     )
 
 
+def in_another_order(dataset: data.Dataset, order: str) -> data.Dataset:
+    """Forces of other frames, of other atoms, or with x and y exchanged."""
+    if order == "frames" and len({len(atoms) for atoms in dataset.structures}) == 1:
+        frames = np.random.default_rng(0).permutation(len(dataset))
+        forces = [dataset.forces[k] for k in frames]
+    else:
+        forces = [f[::-1] if order == "atoms" else f[:, [1, 0, 2]] for f in dataset.forces]
+    return dataclasses.replace(dataset, forces=tuple(forces))
+
+
 def emt(atoms: Atoms, n: int, rattle: float, seed: int = 0) -> data.Dataset:
     """Structures around one, independent of each other, with the labels of ASE's EMT."""
     frames = []
@@ -244,6 +254,16 @@ REAL = {
     "xtb_stachyose.extxyz": False,
     "zundel.npz": False,
 }
+# those in which the forces of other frames, atoms or axes are noticed: the closest structures are
+# very close
+CLOSE = {
+    *("alkane_c08.npz", "alkane_c12.npz", "alkane_c14.npz", "c2h6_dissociation.npz"),
+    *("ethanol_pbe_train.npz", "lips20_Li2S.npz", "lips20_Li7P3S11.npz", "lips20_P2S5.npz"),
+    *("lips20_beta-Li3PS4.npz", "md17_ethanol_npzformat.npz", "qm22_ethanol.npz", "qm22_nma.npz"),
+    *("rmd17_aspirin.npz", "rmd17_benzene.npz", "rmd17_ethanol.npz", "rmd17_malonaldehyde.npz"),
+    *("rmd17_naphthalene.npz", "rmd17_uracil.npz", "water_pbe0ts_192.npz", "xtb_c10h2.extxyz"),
+    "xtb_c10h3_cation.extxyz",
+}
 
 
 @pytest.mark.parametrize("n_modes", [6, 20, 40, 300])
@@ -281,6 +301,13 @@ def test_real_data_in_right_and_wrong_units(shared_file, k, name):
             assert found.ratio == pytest.approx(1, abs=unit_checks.MOST_UNEXPLAINED)
         if dataset.forces is None:
             continue
+        assert data.label_mismatch(dataset) is None
+        wrong = in_another_order(dataset, ("frames", "atoms", "axes")[k % 3])
+        message = data.label_mismatch(wrong) or ""
+        if name in CLOSE:
+            assert "are energies and forces of the same frames" in message
+        else:
+            assert not message
         case = ("kcal/mol, eV/Å", "eV, Hartree/Bohr", "gradients")[k % 3]
         energy, forces, expected = WRONG_UNITS[case]
         message = data.unit_mismatch(in_other_units(dataset, energy, forces))
@@ -311,3 +338,23 @@ def test_of_large_sets_some_structures_are_searched(monkeypatch):
     pairs = unit_checks._close(np.random.default_rng(0).standard_normal((2000, 9)))
     assert 1999 <= len(pairs) <= 1999 + 300
     assert {(k, k + 1) for k in range(1999)} <= set(map(tuple, pairs.tolist()))
+
+
+def test_forces_of_other_frames_are_noticed() -> None:
+    """Also without ../shared; and forces that are all zero."""
+    path = emt(bulk("Cu", cubic=True) * (2, 1, 1), 1, 0.0).structures[0]
+    frames, rng = [], np.random.default_rng(1)
+    for _ in range(40):  # a random walk
+        path = path.copy()
+        path.positions += rng.normal(scale=0.02, size=(8, 3))
+        path.calc = EMT()
+        path.get_forces()
+        frames.append(path)
+    dataset = data.from_ase(frames, source="walk")
+    assert data.label_mismatch(dataset) is None
+    for order in ("frames", "atoms", "axes"):
+        message = data.label_mismatch(in_another_order(dataset, order))
+        assert message is not None
+        assert "walk: the work of the forces does not explain" in message
+    none = in_other_units(dataset, 1.0, 0.0)
+    assert data.label_mismatch(none) == "walk: all forces are zero: are they labels?"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
+from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.mixing import LinearCombinationCalculator
 from ase.filters import FrechetCellFilter
@@ -314,6 +314,20 @@ def test_the_default_model_knows_ions(formula, length, charge):
     assert ion.get_distances(0, range(1, len(ion))) == pytest.approx(length, abs=0.03)
     assert ion.get_charges().sum() == pytest.approx(charge, abs=1e-5)
     assert ion.calc.novelty.max() < 1
+
+
+def test_an_ion_in_an_empty_box() -> None:
+    """It keeps its energy with the charge that neutralizes it at 12 Å: README says how much."""
+    ion = molecule("CH3OH")
+    del ion[3]  # the hydrogen of the hydroxyl group
+    ion.info["charge"] = -1
+    calc = AttnCalculator()
+    alone, forces = calc.get_potential_energy(ion), calc.get_forces(ion)
+    ion.cell, ion.pbc = [30, 30, 30], True
+    lower = -0.5 * units.Hartree * units.Bohr / 12
+    assert calc.get_potential_energy(ion) - alone == pytest.approx(lower, abs=2e-4)
+    assert lower == pytest.approx(-0.60, abs=0.005)
+    assert calc.get_forces(ion) == pytest.approx(forces, abs=1e-3)
 
 
 def test_the_default_model_refuses_metals():

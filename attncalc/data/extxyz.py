@@ -267,6 +267,8 @@ def labelled(everything: Sequence[Atoms], options: ReadOptions, source: str) -> 
             what = "it contains no structures"
             raise ValueError(f"{what} but isolated atoms" if isolated else what)
         prefix = _choose_labels(frames[0], options.labels)
+        if options.labels is None and (others := _other_names(frames[0], prefix)):
+            log.info("%s: its default labels are read; it has others: %s", source, others)
         to_ase = _factors(everything, options, prefix)
         if isolated:
             where = f"{source}, counted without isolated atoms"
@@ -431,6 +433,11 @@ def _name_of(prefix: str) -> str:
 
 def _prefix(name: str) -> str:
     return "" if name == "default" else f"{name}_"
+
+
+def _other_names(atoms: Atoms, prefix: str) -> str:
+    """Return the names of the label sets but the one with this prefix, for a message."""
+    return ", ".join(name for name, other in _label_sets(atoms).items() if other != prefix)
 
 
 def _require_own_results(atoms: Atoms, name: str) -> None:

@@ -26,8 +26,9 @@ class SelfEnergy(TermWithRange):
     interacts with a charge at the distance L that neutralizes its surroundings. Without this term,
     the charge itself is not among those neutralized, and a neutral molecule in a periodic cell has
     k_e V(L) / 2 sum q_i^2 more energy than alone. With it, molecules smaller than the range in
-    which no force is shifted have the same energy and forces in both (Wolf et al., J. Chem. Phys.
-    110, 8254, 1999, eq. 3.11). Without a cutoff it is zero.
+    which no force is shifted have the same forces in both, and the same energy if they are neutral;
+    of ions of charge Q it is k_e V(L) / 2 Q^2 lower (Wolf et al., J. Chem. Phys. 110, 8254, 1999,
+    eq. 3.11). Without a cutoff it is zero.
 
     Args:
         config: range and damping.

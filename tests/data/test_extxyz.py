@@ -1,5 +1,6 @@
 """Extended XYZ and `from_ase`: labels, units, charge and spin, splits, and bad files."""
 
+import logging
 import re
 from itertools import combinations
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_declared_and_stored_units(crystals, written):
         data.read(path, length_unit="Angstrom")
 
 
-def test_labels_in_info_and_arrays_with_a_prefix(crystals, written):
+def test_labels_in_info_and_arrays_with_a_prefix(crystals, written, caplog):
     for atoms in crystals:
         results = atoms.calc.results
         atoms.calc = None
@@ -120,8 +121,12 @@ def test_labels_in_info_and_arrays_with_a_prefix(crystals, written):
     for atoms in crystals:
         atoms.info["energy"] = 3.0
     path = written(crystals)
-    assert data.read(path).energies.tolist() == [3.0, 3.0]
-    assert data.read(path, labels="default").labels == "default"
+    with caplog.at_level(logging.INFO):
+        assert data.read(path, labels="default").labels == "default"
+        said = "frames.extxyz: its default labels are read; it has others: REF, CC"
+        assert said not in caplog.messages
+        assert data.read(path).energies.tolist() == [3.0, 3.0]
+    assert caplog.messages.count(said) == 1
     message = "^frames.extxyz: no label set 'HF': labels must be one of default, REF, CC$"
     with pytest.raises(ValueError, match=message):
         data.read(path, labels="HF")

@@ -101,8 +101,12 @@ def report_json(numbers: dict[str, Any]) -> None:
         click.echo(json.dumps(numbers, allow_nan=False))
 
 
-def output_file(path: str | Path) -> Path:
+def output_file(path: str | Path, *, role: str = "") -> Path:
     """Return a path that can be written; an existing file is allowed only with --overwrite.
+
+    Args:
+        path: of the file.
+        role: what it is, for the message about a file whose name follows from that of another.
 
     Raises:
         FileExistsError: the file exists.
@@ -111,4 +115,4 @@ def output_file(path: str | Path) -> Path:
     try:
         return new_file(path, overwrite=overwrites())
     except FileExistsError:
-        raise FileExistsError(f"{path} exists: {ADVICE}") from None
+        raise FileExistsError(f"{path}{role and f' ({role})'} exists: {ADVICE}") from None

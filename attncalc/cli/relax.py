@@ -154,7 +154,7 @@ def relax(
         work_off(job, source, target, **many)
         return
     refuse_unfinished(target)
-    picture = output_file(target.with_suffix(".png"))
+    picture = output_file(target.with_suffix(".png"), role=f"the picture for {target.name}")
     frames = read_structures(structures)
     set_charge(frames, charge, multiplicity)
     for atoms in frames:

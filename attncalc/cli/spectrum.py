@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import click
+from ase import units
 
 from attncalc.cli.errors import one_line_errors
 from attncalc.cli.files import existing_file, save_picture
-from attncalc.cli.output import output_file, output_options, report_json, say
+from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
 from attncalc.files import write_atomically
+from attncalc.md.checkpoint import load_checkpoint
 from attncalc.md.spectrum import csv_of, spectrum_of
 
 
@@ -69,6 +74,11 @@ def spectrum(trajectory, output, table, resolution, highest, system) -> None:
         f"resolution {found.resolution:.3g} 1/cm (Hann window, correlation depth "
         f"{found.depth / 1000:.3g} ps), up to {found.highest:g} 1/cm"
     )
+    if (width := _width_by_friction(source)) > found.resolution / 10:
+        warn(
+            f"the friction of this run widens every line by {width:.3g} 1/cm: use --ensemble nve "
+            "or --thermostat bussi"
+        )
     n_dof, peaks = found.integral(found.vdos), [found.peaks(found.vdos)]
     say(f"density of states, {n_dof:.4g} degrees of freedom in all; {_listed(peaks[0])}")
     if found.infrared is None:
@@ -106,6 +116,16 @@ def spectrum(trajectory, output, table, resolution, highest, system) -> None:
             "infrared_peaks": [wavenumber for wavenumber, _ in peaks[1]] if peaks[1:] else None,
         }
     )
+
+
+def _width_by_friction(source: Path) -> float:
+    """Return the width of a line by the friction of a run, 1/cm; 0 if there is no checkpoint."""
+    try:
+        integrator = load_checkpoint(source.with_suffix(".ckpt")).integrator
+    except (FileNotFoundError, ValueError):
+        return 0.0
+    per_second = getattr(integrator, "friction", 0.0) * units.second
+    return float(per_second / (2 * math.pi * 100 * units._c))
 
 
 def _listed(peaks: list[tuple[float, float]]) -> str:

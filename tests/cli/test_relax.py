@@ -382,6 +382,11 @@ def test_relax_refuses_before_it_works(ethanol_file: str, monkeypatch) -> None:
         "Error: there.xyz exists: choose another name, or use --overwrite"
     )
     assert Path("there.xyz").read_text() == "precious"
+    Path("there.png").write_text("of an earlier run")
+    assert fails(*common, "there.traj") == (
+        "Error: there.png (the picture for there.traj) exists: choose another name, or use "
+        "--overwrite"
+    )
     assert fails(*common, "no/out.xyz") == "Error: no such folder: no"
     assert "out.foo: ASE cannot write structures to files of this type" in fails(*common, "out.foo")
     assert "out: ASE cannot write structures to files of this type" in fails(*common, "out")

@@ -85,3 +85,20 @@ def test_spectrum_that_cannot_be(run: tuple) -> None:
     assert fails("spectrum", "run.csv").startswith("Error: run.csv: ")
     assert fails("spectrum", "none.h5md") == "Error: no such file: none.h5md"
     assert files() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        # 0.2 / (2 pi 2.9979e-5 cm / fs)
+        (("--friction", 0.2), "widens every line by 1.06e+03 1/cm: use --ensemble nve or"),
+        (("--friction", 0.05), ""),  # 265, beside a resolution of 5,000
+        (("--thermostat", "bussi"), ""),
+    ],
+)
+def test_lines_widened_by_friction_are_said(run: tuple, options: tuple, says: str) -> None:
+    moves(*run, *options, "--steps", 60, "-o", "run.h5md")
+    done = attncalc("spectrum", "run.h5md", "--resolution", 5000, "--highest", 6000)
+    assert done.exit_code == 0, done.output
+    assert says in done.stderr
+    assert ("friction" in done.stderr) == bool(says)

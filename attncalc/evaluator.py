@@ -131,7 +131,9 @@ class Evaluator(PlainlyPickled):
         return self(system).novelty
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_last": None}
+        # not `potential`, which is made again: tables of its engine take ten times the weights
+        state = {name: value for name, value in vars(self).items() if name != "potential"}
+        return {**state, "_last": None}
 
     def many(self, structures: Sequence[Atoms]) -> Iterator[tuple[System, Result]]:
         """Evaluate structures of any kind in batches, see `attncalc.structures.evaluate_many`."""

@@ -2,15 +2,20 @@
 
 The fast path is chosen by device and dtype, never by the user. If the check fails, or if there is
 no faster form of a network, the plain path runs.
+
+An engine on a CPU that was checked serves all potentials of the same content in a process: making
+and checking one takes up to a second, and its tables take up to 50 MB.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import importlib
 import itertools
 import logging
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -75,6 +80,10 @@ def lower(potential: Potential) -> Potential:
     ways = [(_unchanged, "this model runs plainly")]
     if len(potential.pair_terms):  # if a term fails, the network's engine is still used
         ways = [(_with_lowered_terms, "its pair terms run plainly"), *ways]
+    content = _content(potential)
+    for finish, _ in ways:
+        if content is not None and (engine := _checked((content, finish))) is not None:
+            return finish(_with_network(potential, engine))
     for make, (finish, instead) in itertools.product((_with_engine, _with_fast_network), ways):
         try:
             made = make(potential)
@@ -88,7 +97,12 @@ def lower(potential: Potential) -> Potential:
             log.warning("the fast path does not run here (%s): %s", reason, instead)
             continue
         if error <= ROUNDING[potential.dtype]:
-            return _in_threads(fast, potential)
+            fast = _in_threads(fast, potential)
+            made_now: Any = getattr(fast.network, "engine", None)
+            works = hasattr(made_now, "shared_by") and made_now.threads == potential.threads
+            if content is not None and works:
+                _keep((content, finish), made_now)
+            return fast
         # NaN comes here too
         log.warning("the fast path is off by %.1e and is not used: %s", error, instead)
     return potential
@@ -137,8 +151,51 @@ def _in_threads(fast: Potential, potential: Potential) -> Potential:
     return _with_network(fast, engine.shared_by(potential.threads))
 
 
-def _with_network(fast: Potential, engine: Any) -> Potential:
-    return with_modules(fast, network=CompiledNetwork(fast.network.network, engine))
+def _with_network(potential: Potential, engine: Any) -> Potential:
+    """Return the potential with this engine in place of that of its network, if it has one."""
+    network = potential.network
+    plain = network.network if isinstance(network, CompiledNetwork) else network
+    return with_modules(potential, network=CompiledNetwork(plain, engine)).requires_grad_(False)
+
+
+# engines on a CPU that were checked, by content of their potential and treatment of its terms; the
+# one used last is the last one
+_CHECKED: dict[tuple[bytes, Any], Any] = {}
+_MOST_CHECKED = 8
+_CHANGES = threading.Lock()
+
+
+def _checked(key: tuple[bytes, Any]) -> Any | None:
+    """Return an engine that was checked, with working space of its own."""
+    with _CHANGES:
+        if (engine := _CHECKED.pop(key, None)) is None:
+            return None
+        _CHECKED[key] = engine
+    return engine.shared_by(engine.threads)
+
+
+def _keep(key: tuple[bytes, Any], engine: Any) -> None:
+    """Let an engine serve later potentials of the same content."""
+    with _CHANGES:
+        _CHECKED[key] = engine
+        for oldest in list(_CHECKED)[:-_MOST_CHECKED]:
+            del _CHECKED[oldest]
+
+
+def _content(potential: Potential) -> bytes | None:
+    """Return a digest of all that decides about the engine of a potential and its check.
+
+    None on a GPU, whose memory is freed with the last potential, and for parts without a `config`.
+    """
+    modules = [potential.network, *potential.pair_terms]
+    if potential.device.type != "cpu" or not all(hasattr(module, "config") for module in modules):
+        return None
+    known = [(type(module), module.config) for module in modules]
+    digest = hashlib.sha256(repr((known, potential.species, potential.threads)).encode())
+    for name, tensor in [*potential.named_parameters(), *potential.named_buffers()]:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.digest()
 
 
 def _in_float64(potential: Potential) -> Potential:
@@ -163,8 +220,7 @@ def _with_engine(potential: Potential, device: str | None = None) -> Potential |
     module = importlib.import_module(name)  # needs numba or triton
     if not module.can_run(potential.network):
         return None
-    network = CompiledNetwork(potential.network, module.Engine(potential.network, SHORTEST))
-    return with_modules(potential, network=network).requires_grad_(False)
+    return _with_network(potential, module.Engine(potential.network, SHORTEST))
 
 
 def _with_fast_network(potential: Potential) -> Potential | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import bulk
 from contract import ELEMENTS, build_graph, randomise
 from torch import nn
 
+from attncalc import AttnCalculator, load
 from attncalc import fast as module
-from attncalc import load
 from attncalc.fast import SHORTEST, disagreement, lower, unfit_widths
 from attncalc.graph import AtomOutputs, Graph
 from attncalc.nn.equiformer import Equiformer
@@ -31,6 +33,11 @@ from attncalc.system import System
 
 COPPER = Path(__file__).parent / "models" / "cu-emt.safetensors"
 SHIPPED = ["so3krates-ethanol", COPPER]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_checked_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CHECKED", {})
 
 
 def random_potential(**options) -> Potential:
@@ -254,3 +261,57 @@ def test_a_deviation_does_not_grow_with_the_structure() -> None:
     assert deviation(result(0.0, 0.25), result(0.0, 0.5), idx) == 0.25
     assert deviation(result(0.0, 6.0), result(0.0, 8.0), idx) == 0.25
     assert deviation(result(1.0, 0.0), result(1.5, 0.0), idx) == 0.5
+
+
+def test_a_checked_engine_serves_equal_potentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = lower(load("so3krates-silicon", device="cpu"))
+    monkeypatch.setattr(module, "disagreement", lambda *_: pytest.fail("checked again"))
+    again = load("so3krates-silicon", device="cpu")
+    second = lower(again)
+    assert second.network.network is again.network
+    one, other = (potential.network.engine for potential in (first, second))
+    assert one is not other
+    assert one.weights is other.weights
+    graph = build_graph(again, System.from_ase(bulk("Si") * (2, 1, 1)))
+    results = [evaluate(potential, graph) for potential in (first, second)]
+    assert torch.equal(results[0].forces, results[1].forces)
+
+
+@pytest.mark.parametrize("change", ["weight", "scale", "threads", "pair term"])
+def test_an_engine_does_not_serve_others(change: str) -> None:
+    first = lower(load("so3krates-silicon", device="cpu"))
+    other = load("so3krates-silicon", device="cpu", threads=2 if change == "threads" else None)
+    if change == "weight":
+        next(other.network.parameters()).data.view(-1)[0] += 1e-6
+    elif change == "scale":
+        other.scale[0] *= 1 + 1e-12
+    elif change == "pair term":
+        term = ZBLRepulsion(ZBLConfig(cutoff=4.0), other.species).requires_grad_(False)
+        other = with_modules(other, pair_terms=nn.ModuleList([term]))
+    assert lower(other).network.engine.weights is not first.network.engine.weights
+
+
+def test_few_checked_engines_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_CHECKED", 2)
+
+    class Lent:
+        threads = 1
+
+        def shared_by(self, threads: int) -> Lent:
+            return self
+
+    a, b, c = (Lent() for _ in range(3))
+    module._keep((b"a", None), a)
+    module._keep((b"b", None), b)
+    assert module._checked((b"a", None)) is a  # used last
+    module._keep((b"c", None), c)
+    assert [module._checked((name, None)) for name in (b"a", b"b", b"c")] == [a, None, c]
+
+
+def test_a_pickle_has_no_tables() -> None:
+    calculator = AttnCalculator("so3krates-silicon")
+    before = len(pickle.dumps(calculator))
+    forces = calculator.get_forces(bulk("Si") * (2, 1, 1))
+    after = pickle.dumps(calculator)
+    assert len(after) < 1.1 * before
+    assert np.array_equal(pickle.loads(after).get_forces(bulk("Si") * (2, 1, 1)), forces)

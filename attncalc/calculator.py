@@ -479,7 +479,7 @@ def _potential(model: Any, device: torch.device, dtype: str | torch.dtype | None
     if isinstance(model, Potential):
         if dtype is not None:
             raise ValueError("dtype belongs to load(...) when a Potential is given")
-        return copy.deepcopy(model).to(device)
+        return copy.deepcopy(model.lowered_from).to(device)
     if isinstance(model, str | Path):
         return load(model, device=device, dtype=dtype)
     raise TypeError(

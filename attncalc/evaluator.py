@@ -71,7 +71,7 @@ class Evaluator(PlainlyPickled):
         self._last: tuple[System, Result, tuple[int, ...]] | None = None
         if delta != bool(potential.baseline):
             raise ValueError(_wrong_delta(potential.baseline))
-        self._given = copy.deepcopy(potential).requires_grad_(False).eval()
+        self._given = copy.deepcopy(potential.lowered_from).requires_grad_(False).eval()
         self.plain = uncompiled(self._given)
         self.device, self.dtype = potential.device, potential.dtype
         self._chooses_skin = skin is None

@@ -83,7 +83,7 @@ def lower(potential: Potential) -> Potential:
     content = _content(potential)
     for finish, _ in ways:
         if content is not None and (engine := _checked((content, finish))) is not None:
-            return finish(_with_network(potential, engine))
+            return _lowered(finish(_with_network(potential, engine)), potential)
     for make, (finish, instead) in itertools.product((_with_engine, _with_fast_network), ways):
         try:
             made = make(potential)
@@ -102,7 +102,7 @@ def lower(potential: Potential) -> Potential:
             works = hasattr(made_now, "shared_by") and made_now.threads == potential.threads
             if content is not None and works:
                 _keep((content, finish), made_now)
-            return fast
+            return _lowered(fast, potential)
         # NaN comes here too
         log.warning("the fast path is off by %.1e and is not used: %s", error, instead)
     return potential
@@ -120,8 +120,14 @@ def unfit_widths(network: nn.Module) -> str:
     return ", ".join(f"{width} = {n}" for width, n in widths(network).items() if n % LANES)
 
 
+def _lowered(fast: Potential, potential: Potential) -> Potential:
+    vars(fast)["_lowered_from"] = (potential,)  # as an attribute it would be a part of the module
+    return fast
+
+
 def uncompiled(potential: Potential) -> Potential:
-    """Return a potential whose networks have no engines; it shares the weights."""
+    """Return the potential that was lowered, or one without engines; it shares the weights."""
+    potential = potential.lowered_from
     if len(potential.members) > 1:
         plain = [uncompiled(member) for member in potential.members]
         if plain == potential.members:

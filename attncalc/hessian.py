@@ -24,6 +24,7 @@ def hessian(potential: Potential, atoms: Atoms) -> NDArray[np.float64]:
         potential: a single potential or a committee; the plain network is used, not its engine.
         atoms: the structure; constraints are not applied.
     """
+    potential = potential.lowered_from
     system = System.from_ase(atoms).to(potential.device)
     positions = system.positions.clone().requires_grad_(True)
     with torch.inference_mode(False), torch.enable_grad():

@@ -81,6 +81,9 @@ EARLIER: dict[str, dict[str, Any]] = {"equiformer": {"norm": "degree"}}
 DEFAULT_MODEL = "so3krates-organic"
 NOVELTY_TENSORS = ("mean", "whiten", "centres", "closest")
 
+# of its training, what a committee's file says for all members that it holds
+OF_MEMBERS = ("baseline", "level_of_theory", "closed_shells", "total_charges", "multiplicities")
+
 
 def save(potential: Potential, path: str | Path, *, refer_to: Sequence[str] = ()) -> None:
     """Write a potential to one file, atomically: a reader never sees half of it.
@@ -101,6 +104,8 @@ def save(potential: Potential, path: str | Path, *, refer_to: Sequence[str] = ()
         FileNotFoundError: there is no model of a name in `refer_to`.
     """
     require_potential(potential)
+    if potential.lowered_from is not potential:
+        raise TypeError(f"compiled weights are not written; {_OF_PLAIN}")
     if len(potential.members) > 1:
         tensors, members = _written_members(potential, Path(path).parent, refer_to)
         description: dict[str, Any] = {"members": members}
@@ -353,14 +358,16 @@ def _described_term(term: Any) -> dict[str, Any]:
     return {"name": _name_of(term, PAIR_TERMS), "config": dataclasses.asdict(term.config)}
 
 
+_OF_PLAIN = (
+    "of a compiled potential, save the one that it was made of, as calculator.evaluator.plain"
+)
+
+
 def _name_of(module: nn.Module, table: dict[str, tuple[type[nn.Module], type]]) -> str:
     for name, (kind, _) in table.items():
         if type(module) is kind:
             return name
-    raise TypeError(
-        f"{type(module).__name__} has no name in the table of model files; of a compiled "
-        "potential, save the one that it was made of, as calculator.evaluator.plain"
-    )
+    raise TypeError(f"{type(module).__name__} has no name in the table of model files; {_OF_PLAIN}")
 
 
 def _without_nan(value: Any) -> Any:
@@ -488,7 +495,7 @@ def _build(header: dict[str, Any], shapes: Shapes) -> Own:
             for n, entry in enumerate(header["members"])
             if not is_reference(entry)
         }
-        training = {"baseline": training["baseline"]} if "baseline" in training else {}
+        training = {name: training[name] for name in OF_MEMBERS if name in training}
     for description in described.values():
         n_layers = description["config"].get("num_layers", 1)
         if isinstance(n_layers, int) and n_layers > len(shapes):  # before layers are built

@@ -31,7 +31,7 @@ from attncalc.graph import (
 )
 from attncalc.nn.network import CompiledNetwork, linearize
 from attncalc.novelty import Environments, Surroundings
-from attncalc.ops import segment_sum
+from attncalc.ops import segment_sum, with_modules
 from attncalc.physics.pair_term import (
     energies_of,
     is_zero,
@@ -99,6 +99,17 @@ class Potential(PlainlyPickled, nn.Module):
         """Members of a committee; [self] for a single potential."""
         members: Any = self._modules.get("members")
         return [self] if members is None else list(members)
+
+    @property
+    def lowered_from(self) -> Potential:
+        """Potential that `attncalc.fast.lower` made this one of; itself if it was not lowered."""
+        if len(self.members) == 1:
+            found: tuple[Potential] = vars(self).get("_lowered_from", (self,))
+            return found[0]
+        plain = [member.lowered_from for member in self.members]
+        if plain == self.members:
+            return self
+        return with_modules(self, members=nn.ModuleList(plain))
 
     @property
     def knows_its_training(self) -> bool:
@@ -192,11 +203,13 @@ class Potential(PlainlyPickled, nn.Module):
             cutoff: Å; `math.inf` counts all pairs, for molecules only.
 
         Raises:
-            ValueError: `cutoff` is not a positive number, or no pair term has a longer range.
+            ValueError: `cutoff` is not a positive number, no pair term has a longer range, or the
+                networks are compiled.
         """
         number: Any = cutoff  # also of numpy, which is not declared
         if isinstance(number, bool) or not isinstance(number, Real) or not float(number) > 0:
             raise ValueError(f"long_range_cutoff must be a positive number of Å, got {cutoff!r}")
+        self._refuse_compiled("long_range_cutoff")
         end = None if cutoff == math.inf else float(cutoff)
         found = False
         for member in self.members:
@@ -279,7 +292,8 @@ class Potential(PlainlyPickled, nn.Module):
             one.threads = whole
 
     def _refuse_compiled(self, what: str) -> None:
-        if any(isinstance(network, CompiledNetwork) for network in self.networks):
+        compiled = (isinstance(network, CompiledNetwork) for network in self.networks)
+        if any(compiled) or self.lowered_from is not self:
             raise ValueError(
                 f"{what}: the networks of this potential are compiled already; set it in the one "
                 "that it was made of, as calculator.evaluator.plain"

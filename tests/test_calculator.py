@@ -27,10 +27,11 @@ import attncalc.evaluator as module
 import attncalc.structures as structures_module
 from attncalc import AttnCalculator, load, model_file
 from attncalc.graph import AtomOutputs, Graph, Linearized
+from attncalc.hessian import hessian
 from attncalc.model_file import named_device
 from attncalc.nn.network import CompiledNetwork, Engine
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
-from attncalc.potential import Potential
+from attncalc.potential import Committee, Potential
 
 ETHANOL = "so3krates-ethanol"
 COPPER = Path(__file__).parent / "models" / "cu-emt.safetensors"
@@ -722,11 +723,30 @@ def test_a_compiled_potential_is_checked_by_its_network() -> None:
     compiled = AttnCalculator(ETHANOL).potential
     calculator = AttnCalculator(compiled)
     assert type(calculator.evaluator.plain.network) is So3krates
-    assert calculator.potential.network.engine is compiled.network.engine
+    assert calculator.potential.network.engine.weights is compiled.network.engine.weights
     calculator.verify()
-    for change in (lambda: compiled.set_num_threads(2), lambda: compiled.set_dtype(torch.float64)):
+    for change in (
+        lambda: compiled.set_num_threads(2),
+        lambda: compiled.set_dtype(torch.float64),
+        lambda: compiled.set_long_range_cutoff(5.0),
+    ):
         with pytest.raises(ValueError, match="networks of this potential are compiled already"):
             change()
+
+
+def test_a_calculator_of_a_compiled_potential_is_that_of_the_plain_one() -> None:
+    """Also with other options; and second derivatives have all pair terms."""
+    compiled, atoms = AttnCalculator("so3krates-organic").potential, molecule("CH3OH")
+    plain = load("so3krates-organic", device="cpu", long_range_cutoff=6.0)
+    expected = AttnCalculator(plain).get_potential_energy(atoms)
+    chosen = AttnCalculator(compiled, long_range_cutoff=6.0, threads=2)
+    assert chosen.get_potential_energy(atoms) == expected
+    assert chosen.todict()["long_range_cutoff"] == "6 Å"
+    second = hessian(load("so3krates-organic", device="cpu"), atoms)
+    assert np.array_equal(hessian(compiled, atoms), second)
+    assert np.array_equal(AttnCalculator(compiled).get_hessian(atoms), second)
+    both = Committee([load("so3krates-ethanol"), load("so3krates-ethanol-distilled")])
+    assert type(AttnCalculator(AttnCalculator(both).potential).evaluator.plain) is Committee
 
 
 def test_dtype_beside_a_potential() -> None:

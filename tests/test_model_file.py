@@ -26,6 +26,7 @@ from torch import nn
 
 from attncalc import model_file
 from attncalc.calibrate import calibrate
+from attncalc.fast import lower
 from attncalc.model_file import checksum, header, load, save, shipped_models
 from attncalc.model_header import StoredModel, signature
 from attncalc.nn.equiformer import Equiformer, EquiformerConfig
@@ -751,6 +752,12 @@ def test_nothing_is_written_where_it_fails(tmp_path: Path) -> None:
     unknown.network.config = CONFIG
     with pytest.raises(TypeError, match="Linear has no name in the table of model files"):
         save(unknown, tmp_path / "model.safetensors")
+    folded = lower(load("equiformer-ethanol", device="cpu", dtype="float64"))
+    for compiled in (folded, lower(load("so3krates-ethanol", device="cpu"))):
+        with pytest.raises(
+            TypeError, match=r"save the one that .*, as calculator\.evaluator\.plain"
+        ):
+            save(compiled, tmp_path / "model.safetensors")
     odd = small_potential()
     odd.training_info = {"device": object()}
     with pytest.raises(TypeError, match="not JSON serializable"):

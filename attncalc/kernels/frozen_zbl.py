@@ -1,7 +1,7 @@
 """Nuclear repulsion with fixed parameters, in one compiled loop.
 
 `FrozenZBL` equals `attncalc.physics.zbl.ZBLRepulsion` with the physnet cutoff function. Value and
-slope of a pair are written out, so autograd sees one operation instead of fifty.
+slope of a pair are written out.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from attncalc.graph import Graph, LinearizedTerm
@@ -38,6 +36,9 @@ class FrozenZBL(nn.Module):
         term: a `ZBLRepulsion` with the physnet cutoff function; it is not changed.
         coulomb_constant: eV Å.
         switch_off: Å, distance from which on the repulsion is zero.
+
+    Attributes:
+        term: the replaced term, for gradients that `linearize` does not give.
     """
 
     # read at every step; PyTorch's modules are slow to find that an attribute is missing
@@ -46,7 +47,7 @@ class FrozenZBL(nn.Module):
 
     def __init__(self, term: Any, coulomb_constant: float, switch_off: float) -> None:
         super().__init__()
-        self.config = term.config
+        self.config, self.term = term.config, term
         numbers = numbers_of(term, coulomb_constant)
         self.arguments = (
             *(tensor.cpu().numpy() for tensor in numbers),
@@ -65,23 +66,5 @@ class FrozenZBL(nn.Module):
         return LinearizedTerm(energies, gradient, {})
 
     def forward(self, graph: Graph, outputs: Any) -> Tensor:
-        """Return the energies [n_atoms] eV, float64."""
-        del outputs
-        return _Repel.apply(graph.vectors, graph, self)
-
-
-class _Repel(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, vectors, graph, term):
-        del vectors  # of the graph
-        energies, gradient, _ = term.linearize(graph, None)
-        ctx.save_for_backward(graph.receivers, graph.senders, torch.as_tensor(gradient))
-        return torch.as_tensor(energies)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d_energies):
-        # each atom has half of a pair's energy, whether one or both edges carry the gradient
-        i, j, gradient = ctx.saved_tensors
-        factor = (d_energies[i] + d_energies[j]) / 2
-        return gradient * factor.unsqueeze(1), None, None
+        """Return the energies [n_atoms] eV, float64, of the replaced term."""
+        return self.term(graph, outputs)

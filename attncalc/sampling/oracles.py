@@ -216,7 +216,11 @@ class ModelOracle:
         refused: dict[Any, str] = {}
         for key, atoms in dict(zip(keys, structures, strict=True)).items():
             try:
-                self._evaluator.check(System.from_ase(atoms))
+                system = System.from_ase(atoms)
+            except ValueError:
+                continue  # of this structure alone: `_label` says why
+            try:
+                self._evaluator.check(system)
             except ValueError as error:
                 refused[key] = _reason(error)
         known = [atoms for key, atoms in zip(keys, structures, strict=True) if key not in refused]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -189,7 +190,9 @@ class BestModel(L.Callback):
         # the module's own hook, which adds this epoch to the history, runs after all callbacks
         training = _ours(module)
         loss = training.sums["loss"] / training.sums["n"]
-        is_best = all(loss < row["validation_loss"] for row in training.history)
+        earlier = [row["validation_loss"] for row in training.history]
+        # one may be NaN, which no number is below
+        is_best = math.isfinite(loss) and not any(other <= loss for other in earlier)
         if is_best or not self.model.exists():
             save(without_denoising(training.potential), self.model)
 

@@ -427,6 +427,7 @@ def _complete(model: Path, recipe: Recipe, training: Dataset, validation: Datase
     potential = load(model)
     if potential.knows_its_training:
         return
+    potential.training_info |= _known(recipe, training)  # a member of a committee has no more
     if not recipe.energy_weight:
         on_the_labels(potential, training)
     known = [*some_of(training.structures), *some_of(validation.structures)]
@@ -641,6 +642,12 @@ def _check_system(
             raise ValueError(f"{where}: {error}{how}") from None
 
 
+def _known(recipe: Recipe, training: Dataset) -> dict[str, Any]:
+    """Return what a model must know of its training to refuse others and to be compared."""
+    level = recipe.level_of_theory or training.level_of_theory
+    return {"level_of_theory": level, **electrons(training)}
+
+
 def _describe(
     done: Training,
     recipe: Recipe,
@@ -654,10 +661,9 @@ def _describe(
     info = {
         "data": training.source,
         "labels": training.labels,
-        "level_of_theory": recipe.level_of_theory or training.level_of_theory,
+        **_known(recipe, training),
         "n_train": len(training),
         "structures": fingerprints(training),
-        **electrons(training),
         "n_validation": len(validation),
         "n_test": 0 if test is None else len(test),
         "repeated": count_repeated(training, validation, test),

@@ -70,6 +70,16 @@ def test_a_structure_beyond_all_is_refused_alone(tmp_path: Path) -> None:
     assert labels[1].endswith("from the origin")
 
 
+def test_an_impossible_structure_is_refused_alone(tmp_path: Path) -> None:
+    oracle = load_oracle(str(tiny_model(tmp_path / "tiny.safetensors")))
+    found = structures()[:1] * 3
+    found[2] = found[2].copy()
+    found[2].positions[0, 0] = np.nan  # of the same atoms as the others
+    labels = oracle.label(found)
+    assert [isinstance(one, str) for one in labels] == [False, False, True]
+    assert "not finite" in labels[2]
+
+
 def test_a_structure_too_large_for_the_memory_is_refused_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import re
 import sys
 
@@ -11,7 +12,9 @@ import pytest
 from attncalc import train
 from attncalc.train import callbacks, training
 from attncalc.train.callbacks import UseStep
+from attncalc.train.module import TrainingModule
 from attncalc.train.select_step import select_step
+from attncalc.train.start import new_potential
 from attncalc.train.step import Batch, Step
 
 
@@ -19,6 +22,28 @@ def test_a_callback_refuses_a_module_that_is_not_ours():
     callback = UseStep(lambda batch: None)
     with pytest.raises(TypeError, match="module must be a TrainingModule, got LightningModule"):
         callback.on_train_start(None, L.LightningModule())
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(recipe, parts, tmp_path, monkeypatch):
+    """Nor does it keep a later one from being the best."""
+    saved = []
+    monkeypatch.setattr(callbacks, "save", lambda potential, path: saved.append(path))
+    done = tmp_path / "there.safetensors"
+    done.touch()
+    module = TrainingModule(new_potential(recipe, parts[0]), recipe, 10)
+    best = callbacks.BestModel(done, tmp_path / "metrics.csv")
+    for loss, is_best in (
+        (math.nan, False),
+        (2.0, True),
+        (3.0, False),
+        (math.nan, False),
+        (1, True),
+    ):
+        saved.clear()
+        module.sums = {"loss": loss, "n": 1.0}
+        best.on_validation_epoch_end(None, module)
+        assert bool(saved) == is_best, loss
+        module.history.append({"validation_loss": loss})
 
 
 def said(caplog) -> list[str]:

@@ -52,6 +52,11 @@ def test_the_file_is_their_mean_and_the_card_says_so(trained, parts):
     assert "2 epochs" in card
     assert "seeds 5 to 6" in card
     assert model.training_info["committee"] == 2
+    # alone or in another committee, members know what they were trained on
+    for member in (*members, *model.members):
+        assert member.known_charges == (0, 0)
+        assert member.training_info["closed_shells"] is False
+        assert "level_of_theory" in member.training_info
 
 
 def test_members_may_be_trained_one_by_one(trained, two, data_file, tmp_path):

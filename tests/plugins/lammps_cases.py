@@ -175,7 +175,7 @@ CASES = {
     "water": lambda: single("water", ["H", "O"], model="water.safetensors"),
     "organic": lambda: single("water", ["H", "O"], model="so3krates-organic"),
     "ion": lambda: single(
-        "water", ["H", "O"], model="so3krates-organic", charge=-1, dtype="float64"
+        "water", ["H", "O"], model="so3krates-organic", charge=-2, dtype="float64"
     ),
     "quartet": lambda: single(
         "water", ["H", "O"], model="electrons.safetensors", charge=-1, spin=4

@@ -119,6 +119,10 @@ def degrees_of_width(
             )
 
 
+# names of options, where files have others
+_OF_OPTIONS = {"teacher": "oracle"}
+
+
 def require_equal(mine: Mapping[str, Any], theirs: Mapping[str, Any], folder: Path) -> None:
     """Refuse to continue with other settings than those that a folder was begun with.
 
@@ -128,6 +132,6 @@ def require_equal(mine: Mapping[str, Any], theirs: Mapping[str, Any], folder: Pa
     for key in {**mine, **theirs}:
         if mine.get(key) != theirs.get(key):
             raise ValueError(
-                f"{folder} was begun with {key} {theirs.get(key)}, not {mine.get(key)}: choose "
-                "another output, or use --overwrite"
+                f"{folder} was begun with {_OF_OPTIONS.get(key, key)} {theirs.get(key)}, not "
+                f"{mine.get(key)}: choose another output, or use --overwrite"
             )

@@ -80,12 +80,7 @@ def work_ratio(dataset: Dataset) -> WorkRatio | None:
 
 def _ratios(dataset: Dataset) -> list[WorkRatio]:
     """Return one ratio for each window of pairs."""
-    if dataset.forces is None:
-        return []
-    columns = [_pairs(dataset, group) for group in _groups(dataset)]
-    if not columns:
-        return []
-    displacement, work, difference = np.concatenate(columns, axis=1)
+    displacement, work, difference = _close_pairs(dataset)
     counts = work != 0  # a pair of identical structures gives no information
     order = np.argsort(displacement[counts], kind="stable")
     displacement, work, difference = (
@@ -134,7 +129,10 @@ def label_mismatch(dataset: Dataset) -> str | None:
         close enough.
     """
     if dataset.forces is not None and not any(map(np.any, dataset.forces)):
-        return f"{dataset.source}: all forces are zero: are they labels?"
+        _, _, difference = _close_pairs(dataset)
+        if difference.any():  # not so in equal crystals, for instance
+            return f"{dataset.source}: all forces are zero, but energies differ: are they labels?"
+        return None
     ratios = _ratios(dataset)
     best = min(ratios, key=lambda ratio: ratio.unexplained, default=None)
     if best is None or best.unexplained < SURELY_UNEXPLAINED:
@@ -148,6 +146,14 @@ def label_mismatch(dataset: Dataset) -> str | None:
         f"{min(closest.unexplained, 1.0):.0%} unexplained): are energies and forces of the same "
         "frames, in the order of the atoms, along the same axes?"
     )
+
+
+def _close_pairs(dataset: Dataset) -> Floats:
+    """Return [3, n_pairs]: displacement, work and energy difference of all close pairs."""
+    if dataset.forces is None:
+        return np.zeros((3, 0))
+    columns = [_pairs(dataset, group) for group in _groups(dataset)]
+    return np.concatenate([np.zeros((3, 0)), *columns], axis=1)
 
 
 def _groups(dataset: Dataset) -> list[NDArray[np.int64]]:

@@ -44,6 +44,8 @@ class LabelStore:
         structures, labels: labelled structures and their labels, in the order of the requests.
         refused: bytes of the positions -> reason of the oracle.
         seconds: time that the oracle has taken in total.
+        usual: number of calls but the first ones of each process, which load programs and compile
+            loops, and their time in s.
     """
 
     def __init__(self, path: Path, oracle: Oracle, like: Atoms) -> None:
@@ -53,7 +55,8 @@ class LabelStore:
         self.structures: list[Atoms] = []
         self.labels: list[Labels] = []
         self.refused: dict[bytes, str] = {}
-        self.seconds = 0.0
+        self.seconds, self.usual = 0.0, (0, 0.0)
+        self._is_begun = False
         self._path, self._oracle, self._like = path, oracle, like
         self._rows: dict[bytes, int] = {}
         self._is_written, self._written_at = True, time.monotonic()
@@ -67,6 +70,12 @@ class LabelStore:
     def n_calls(self) -> int:
         """Number of structures that were passed to the oracle."""
         return len(self.labels) + len(self.refused)
+
+    @property
+    def seconds_per_call(self) -> float:
+        """Time of a call, without the first ones of each process if there were others."""
+        n, seconds = self.usual
+        return seconds / n if n else self.seconds / max(1, self.n_calls)
 
     @property
     def reasons(self) -> Counter[str]:
@@ -91,7 +100,11 @@ class LabelStore:
             if new:
                 for atoms, found in zip(new, self._oracle.label(new), strict=True):
                     self._add(atoms, found)
-                self.seconds += time.monotonic() - started
+                took = time.monotonic() - started
+                self.seconds += took
+                if self._is_begun:
+                    self.usual = (self.usual[0] + len(new), self.usual[1] + took)
+                self._is_begun = True
                 if time.monotonic() - self._written_at > WRITE_EVERY:
                     self.write()
             # a slow oracle gets one structure at a time, so that a kill costs one label
@@ -130,6 +143,10 @@ class LabelStore:
             level_of_theory=self.level_of_theory,
         )
 
+    def remove(self) -> None:
+        """Remove the file."""
+        self._path.unlink(missing_ok=True)
+
     def write(self) -> None:
         """Write the file atomically, if there is something new."""
         if self._is_written:
@@ -153,7 +170,7 @@ class LabelStore:
                 file[name] = array
             for name, text in texts.items():
                 file.attrs[name] = np.bytes_(text.encode())
-            file.attrs["seconds"] = self.seconds
+            file.attrs["seconds"], file.attrs["usual"] = self.seconds, self.usual
         self._is_written, self._written_at = True, time.monotonic()
 
     @property
@@ -181,6 +198,8 @@ class LabelStore:
                 refused = file["refused"][()].astype(np.float32)
                 reasons = json.loads(bytes(file.attrs["reasons"]))
                 self.seconds = float(file.attrs["seconds"])
+                n, seconds = file.attrs.get("usual", (0, 0.0))  # earlier versions have none
+                self.usual = (int(n), float(seconds))
             if theirs == mine:
                 for k, energy in enumerate(energies):
                     self._add(self._at(positions[k]), Labels(float(energy), forces[k]))
@@ -193,8 +212,8 @@ class LabelStore:
         for key, value in mine.items():
             if theirs[key] != value:
                 raise ValueError(
-                    f"{self._path} holds labels of {key} {theirs[key]}, not {value}: choose "
-                    "another output, or use --overwrite"
+                    f"{self._path} holds labels of {key.replace('teacher', 'oracle')} "
+                    f"{theirs[key]}, not {value}: choose another output, or use --overwrite"
                 )
         self._is_written = True
 

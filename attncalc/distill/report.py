@@ -153,7 +153,7 @@ def _lines(done: Distilled, products: list[Product], goal: Goal) -> Iterator[str
     state, store = done.state, done.store
     settings, last = state.settings, state.rounds[-1]
     n_cold = HEATS.count(1.0)
-    per_label = store.seconds / max(1, store.n_calls)
+    per_label = store.seconds_per_call
     yield from (f"# {products[0].file.stem}: distilled from {store.teacher}", "")
     if done.faults:
         yield f"**The goal is not reached**: {'; '.join(done.faults)}. The run ended: {done.why}."
@@ -209,7 +209,8 @@ def _lines(done: Distilled, products: list[Product], goal: Goal) -> Iterator[str
         "## Cost",
         "",
         f"* {store.n_calls} calls of the oracle, {store.seconds:.0f} s, "
-        f"{_rounded(1e3 * per_label)} ms each; of {goal.labels} allowed.",
+        f"{_rounded(1e3 * per_label)} ms each, but for the first of a process; of {goal.labels} "
+        "allowed.",
         *(f"* refused: {n} ({reason})" for reason, n in store.reasons.most_common()),
         f"* {state.seconds / 60:.1f} minutes in all.",
         "",

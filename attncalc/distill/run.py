@@ -309,7 +309,14 @@ class _Run:
         state, store = self._state, self._store
         if not state.path:
             log.info("relaxing the structure by the oracle, %s", store.teacher)
-            state.path = store.rows(relaxed(store, self._structure))
+            try:
+                path = relaxed(store, self._structure)
+            except ValueError:
+                if not len(store):  # nothing is lost, and the command may be corrected
+                    store.remove()
+                    self._file.unlink()
+                raise
+            state.path = store.rows(path)
             self._save()
         lowest = store.structures[state.path[-1]]
         if not state.known:
@@ -569,7 +576,7 @@ class _Run:
 
     @property
     def _label_seconds(self) -> float:
-        return self._store.seconds / max(1, self._store.n_calls)
+        return self._store.seconds_per_call
 
 
 def _digest(atoms: Atoms) -> str:

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class Driver:
     Raises:
         FileNotFoundError, ValueError: there is no such file or device, or the model does not know
             the template; see `attncalc.load` and `attncalc.Evaluator.check`.
+        TypeError: there is another parameter.
     """
 
     def __init__(
@@ -55,11 +57,21 @@ class Driver:
         device: str = "auto",
         verbosity: Any = None,
         verbose: bool = False,
+        **others: Any,
     ) -> None:
-        found = read(template, do_not_split_by_at_sign=True)
-        self.atoms: Atoms = found if isinstance(found, Atoms) else found[-1]
-        self.evaluator, self._monitor = Evaluator(load(model, device=device)), NoveltyMonitor()
-        self._system = self._copies(1)
+        try:
+            if others:
+                raise TypeError(
+                    f"parameters are model, template and device, got {', '.join(sorted(others))}"
+                )
+            found = read(template, do_not_split_by_at_sign=True)
+            self.atoms: Atoms = found if isinstance(found, Atoms) else found[-1]
+            self.evaluator, self._monitor = Evaluator(load(model, device=device)), NoveltyMonitor()
+            self._system = self._copies(1)
+        except Exception as error:
+            if Path(sys.argv[0]).name == "i-pi":  # would print a traceback of sixty lines
+                _end(error)
+            raise
 
     def __call__(self, cell: Any, pos: Any) -> Any:
         """Evaluate one structure, or several in one batch.

@@ -257,6 +257,7 @@ def read_run(
     recipe, checksums = remembered(output)
     if data is not None:
         recipe = dataclasses.replace(recipe, data=str(Path(data).absolute()))
+    model = f"name the model file, {output / recipe.name}.safetensors"
     divided = recipe
     folder, number = output.resolve().name, recipe.name.rpartition("-")[2]
     if folder == MEMBER + number and number.isdecimal():
@@ -266,6 +267,10 @@ def read_run(
         _, (training, validation, test) = _read(divided, with_test_data=with_test_data)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}: name the file that {output} was trained on") from None
+    except ValueError as error:
+        if data is None:
+            raise
+        raise ValueError(f"{error}; {output} was trained on other data: {model}") from None
     parts = {"training": training, "validation": validation, "test": test}
     for role, part in parts.items():
         if part is None or (role == "test" and role not in checksums):
@@ -273,7 +278,7 @@ def read_run(
         if checksums.get(role) != checksum(part, recipe.output_labels):
             raise ValueError(
                 f"{part.source}: not the {role} set that {output} was trained on; for other data "
-                f"name the model file, {output / recipe.name}.safetensors"
+                f"{model}"
             )
     return recipe, parts
 

@@ -272,6 +272,12 @@ def test_eval_of_a_training_says_what_is_wrong(trained: Path) -> None:
         "Error: other.extxyz: not the training set that runs/mine was trained on; for other data "
         "name the model file, runs/mine/mine.safetensors"
     )
+    write("few.extxyz", labelled(3))
+    said = fails("eval", trained, "few.extxyz")
+    assert said.startswith("Error: few.extxyz: sizes [")
+    assert said.endswith(
+        "; runs/mine was trained on other data: name the model file, runs/mine/mine.safetensors"
+    )
     Path("cu.extxyz").rename("gone.extxyz")
     assert "name the file that runs/mine was trained on" in fails("eval", trained)
     Path("empty").mkdir()

@@ -357,4 +357,7 @@ def test_forces_of_other_frames_are_noticed() -> None:
         assert message is not None
         assert "walk: the work of the forces does not explain" in message
     none = in_other_units(dataset, 1.0, 0.0)
-    assert data.label_mismatch(none) == "walk: all forces are zero: are they labels?"
+    said = "walk: all forces are zero, but energies differ: are they labels?"
+    assert data.label_mismatch(none) == said
+    equal = dataclasses.replace(none, energies=np.ones(len(none)))
+    assert data.label_mismatch(equal) is None

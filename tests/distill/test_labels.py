@@ -11,6 +11,7 @@ from ase import Atoms
 pytest.importorskip("rdkit", reason="needs rdkit: pip install attncalc[distill]")
 
 from attncalc import data
+from attncalc.distill import labels
 from attncalc.distill.labels import LabelStore
 from attncalc.sampling.oracles import Labels
 
@@ -66,6 +67,28 @@ def test_what_was_labelled_is_not_asked_again(tmp_path: Path) -> None:
     assert again.seconds > store.seconds > 0
 
 
+def test_the_time_of_a_call_is_without_the_first_of_a_process(tmp_path: Path, monkeypatch) -> None:
+    """Which loads programs and compiles loops."""
+    now, took = [0.0], [10.0, 0.2, 0.2, 7.0, 0.2]
+
+    class Slow(Spring):
+        def label(self, structures):
+            now[0] += took.pop(0) * len(structures)
+            return super().label(structures)
+
+    monkeypatch.setattr(labels.time, "monotonic", lambda: now[0])
+    store = LabelStore(tmp_path / "labels.h5", Slow(), PAIR)
+    assert store.seconds_per_call == 0
+    for k, expected in enumerate((10.0, 0.2, 0.2)):
+        store.label(pairs(2.0 + 0.1 * k))
+        assert store.seconds_per_call == pytest.approx(expected)
+    again = LabelStore(tmp_path / "labels.h5", Slow(), PAIR)
+    again.label(pairs(3.0, 3.1))
+    assert again.seconds == pytest.approx(17.6)
+    assert again.seconds_per_call == pytest.approx(0.2)
+    assert again.usual[0] == 3
+
+
 def test_the_file_is_a_data_set(tmp_path: Path) -> None:
     store = LabelStore(tmp_path / "labels.h5", Spring(), PAIR)
     store.label(pairs(2.0, 2.1, 5.0))
@@ -107,7 +130,7 @@ def test_labels_of_something_else_are_refused(tmp_path: Path) -> None:
         like.info = PAIR.info | like.info
         with pytest.raises(ValueError, match=f"holds labels of {name} .* choose another output"):
             LabelStore(file, Spring(), like)
-    for oracle, name in ((Other(), "teacher spring, not"), (Level(), "level_of_theory spring")):
+    for oracle, name in ((Other(), "oracle spring, not"), (Level(), "level_of_theory spring")):
         with pytest.raises(ValueError, match=f"holds labels of {name}"):
             LabelStore(file, oracle, PAIR)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,9 +126,24 @@ def test_another_oracle_is_refused_after_a_few_labels(tmp_path: Path) -> None:
     killed(tmp_path, 3, Goal(NEVER))
     oracle = Springs()
     oracle.teacher = "another"
-    with pytest.raises(ValueError, match="was begun with teacher springs, not another"):
+    with pytest.raises(ValueError, match="was begun with oracle springs, not another"):
         go(tmp_path, oracle, Goal(NEVER))
     assert oracle.asked == 0
+
+
+def test_a_structure_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
+    """So that the same folder serves for the corrected command."""
+
+    class Refusing(Springs):
+        teacher = "refusing"
+
+        def label(self, structures: Sequence[Atoms]) -> list[Labels | str]:
+            return ["no such element" for _ in structures]
+
+    with pytest.raises(ValueError, match="the oracle refuses the structure: no such element"):
+        go(tmp_path, Refusing(), Goal(NEVER, labels=60))
+    assert list(tmp_path.iterdir()) == []
+    go(tmp_path, Springs(), Goal(NEVER, labels=60))
 
 
 def test_longer_dynamics_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +169,7 @@ def test_every_budget_ends_with_products(
         """Numbers for structures; of a hundred some are refused."""
 
         teacher = level_of_theory = "numbers"
-        seconds = 0.0
+        seconds_per_call = 0.0
 
         def __init__(self, *_: Any) -> None:
             self.structures, self.n_calls = range(10**4), 0

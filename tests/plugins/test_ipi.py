@@ -137,6 +137,21 @@ def test_beads_in_one_batch_move_as_one_by_one(tmp_path):
     assert np.ptp(together[:, 1]) < 0.05  # eV, conserved
 
 
+def test_an_error_at_the_start_of_ipi_ends_it_with_one_line(tmp_path):
+    pytest.importorskip("ipi", reason='needs i-PI: pip install "attncalc[ipi]"')
+    write(tmp_path / "ethanol.xyz", Atoms("Au"))
+    status, _, err = started(tmp_path, 4, 8)
+    assert status == 1
+    assert "Error: attncalc: this model was not trained on Au" in err
+    assert "Traceback" not in err
+
+
+def test_an_unknown_parameter_is_named(tmp_path):
+    write(tmp_path / "start.xyz", ethanol())
+    with pytest.raises(TypeError, match="parameters are model, template and device, got chrge"):
+        Driver(model="so3krates-ethanol", template=str(tmp_path / "start.xyz"), chrge=1)
+
+
 def test_an_error_in_a_thread_of_ipi_ends_it(tmp_path):
     """It would wait for ever."""
     pytest.importorskip("ipi", reason='needs i-PI: pip install "attncalc[ipi]"')

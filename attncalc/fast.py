@@ -101,7 +101,9 @@ def lower(potential: Potential) -> Potential:
             made_now: Any = getattr(fast.network, "engine", None)
             works = hasattr(made_now, "shared_by") and made_now.threads == potential.threads
             if content is not None and works:
-                _keep((content, finish), made_now)
+                _keep(
+                    (content, finish), made_now.shared_by(made_now.threads)
+                )  # no memory of this one
             return _lowered(fast, potential)
         # NaN comes here too
         log.warning("the fast path is off by %.1e and is not used: %s", error, instead)
@@ -167,7 +169,7 @@ def _with_network(potential: Potential, engine: Any) -> Potential:
 # engines on a CPU that were checked, by content of their potential and treatment of its terms; the
 # one used last is the last one
 _CHECKED: dict[tuple[bytes, Any], Any] = {}
-_MOST_CHECKED = 8
+_MOST_CHECKED = 4
 _CHANGES = threading.Lock()
 
 

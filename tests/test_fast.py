@@ -277,6 +277,28 @@ def test_a_checked_engine_serves_equal_potentials(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(results[0].forces, results[1].forces)
 
 
+def test_weights_that_change_in_place_change_no_other_calculator() -> None:
+    first, second = (AttnCalculator("so3krates-silicon") for _ in range(2))
+    crystals = [bulk("Si") * (2, 1, 1), bulk("Si", cubic=True)]
+    for atoms in crystals:
+        atoms.rattle(0.05, seed=1)
+    expected = AttnCalculator("so3krates-silicon").get_forces(crystals[1])
+    first.get_forces(crystals[0])
+    second.get_forces(crystals[0])
+    for parameter in first.evaluator.plain.parameters():
+        parameter.data.mul_(1.1)
+    for one in (second, AttnCalculator("so3krates-silicon")):
+        assert np.array_equal(one.get_forces(crystals[1]), expected)
+
+
+def test_a_kept_engine_has_no_memory_of_its_first_user() -> None:
+    engine = lower(load("so3krates-silicon", device="cpu")).network.engine
+    (kept,) = module._CHECKED.values()
+    assert kept is not engine
+    assert kept.weights is engine.weights
+    assert kept._free is not engine._free
+
+
 @pytest.mark.parametrize("change", ["weight", "scale", "threads", "pair term"])
 def test_an_engine_does_not_serve_others(change: str) -> None:
     first = lower(load("so3krates-silicon", device="cpu"))

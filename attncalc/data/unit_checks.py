@@ -29,6 +29,8 @@ FEWEST_PAIRS = 12
 # with pairs this close, in Å, has more than 0.12 unexplained; in a wrong one, none less than 0.38.
 SURELY_CLOSE = 0.12
 SURELY_UNEXPLAINED = 0.35
+# eV, median energy difference of close pairs: below, it is noise, or pairs are equal by symmetry
+SURELY_DIFFERENT = 0.005
 # Ratios between these may have physical reasons; those of units begin at 1.89.
 SILENT = (0.7, 1.45)
 # The ratio of mirror images about a minimum, where the quadratic energies cancel, is 1/3.
@@ -50,12 +52,14 @@ class WorkRatio:
         unexplained: share of the energy differences that ratio · work does not explain.
         n_pairs: number of pairs of structures compared.
         displacement: Å, median over the pairs of the largest displacement of an atom.
+        difference: eV, median of the absolute energy differences.
     """
 
     ratio: float
     unexplained: float
     n_pairs: int
     displacement: float
+    difference: float
 
     @property
     def is_conclusive(self) -> bool:
@@ -130,15 +134,16 @@ def label_mismatch(dataset: Dataset) -> str | None:
     """
     if dataset.forces is not None and not any(map(np.any, dataset.forces)):
         _, _, difference = _close_pairs(dataset)
-        if difference.any():  # not so in equal crystals, for instance
+        if np.abs(difference).max(initial=0) > SURELY_DIFFERENT:  # not so in equal crystals
             return f"{dataset.source}: all forces are zero, but energies differ: are they labels?"
         return None
     ratios = _ratios(dataset)
     best = min(ratios, key=lambda ratio: ratio.unexplained, default=None)
     if best is None or best.unexplained < SURELY_UNEXPLAINED:
         return None
-    closest = ratios[0]
-    if closest.displacement > SURELY_CLOSE:
+    close = [ratio for ratio in ratios if ratio.displacement <= SURELY_CLOSE]
+    closest = next((ratio for ratio in close if ratio.difference >= SURELY_DIFFERENT), None)
+    if closest is None:
         return None
     return (
         f"{dataset.source}: the work of the forces does not explain how the energy changes between "
@@ -223,8 +228,9 @@ def _of(displacement: Floats, work: Floats, difference: Floats) -> WorkRatio:
     ratio = float(ratios[order][np.searchsorted(below, 0.5 * below[-1])])
     left, size = np.abs(difference - ratio * work), np.abs(difference)
     # by sum and by median: in the sum, one pair with a huge energy difference would dominate
-    unexplained = max(left.sum() / size.sum(), np.median(left) / max(np.median(size), 1e-300))
-    return WorkRatio(ratio, float(unexplained), len(work), float(np.median(displacement)))
+    usual = float(np.median(size))
+    unexplained = max(left.sum() / size.sum(), np.median(left) / max(usual, 1e-300))
+    return WorkRatio(ratio, float(unexplained), len(work), float(np.median(displacement)), usual)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ SPECIES = (1, 6, 8, 29)
 def energies_and_gradient(term, graph):
     vectors = graph.vectors.detach().requires_grad_()
     energies = term(graph.with_vectors(vectors), None)
-    return energies.detach(), torch.autograd.grad(energies.sum(), vectors)[0]
+    # a weight per atom: halves given to the wrong atom would show
+    weights = torch.arange(1.0, 1.0 + len(energies), dtype=torch.float64)
+    return energies.detach(), torch.autograd.grad((energies * weights).sum(), vectors)[0]
 
 
 @pytest.mark.parametrize("capacity", [None, 256])
@@ -28,10 +30,26 @@ def test_equals_the_plain_term(capacity, cutoff):
     system = System.from_ase([molecule("CH3CH2OH"), close])
     verlet = VerletList.create(cutoff=cutoff, skin=0.4, species=SPECIES, capacity=capacity)
     graph = verlet.update(system)[1]
-    energies, gradient, _ = frozen.linearize(graph, None)
-    ours, our_slopes = torch.as_tensor(energies), torch.as_tensor(gradient)
-    theirs, their_slopes = energies_and_gradient(term, graph)
+    (ours, our_slopes), (theirs, their_slopes) = (
+        energies_and_gradient(t, graph) for t in (frozen, term)
+    )
     assert theirs.min() > 0 or cutoff < 4
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(our_slopes, their_slopes, rtol=1e-11, atol=1e-11)
     assert their_slopes.abs().max() > 10  # eV/Å: the close copper atoms repel
+
+
+def test_second_derivatives_are_those_of_the_plain_term():
+    term = ZBLRepulsion(ZBLConfig(4.5), SPECIES).requires_grad_(False)
+    system = System.from_ase(molecule("CH3CH2OH"))
+    graph = VerletList.create(cutoff=4.5, skin=0.4, species=SPECIES).update(system)[1]
+    found = []
+    for one in (FrozenZBL(term, COULOMB_CONSTANT, SWITCH_OFF), term):
+        vectors = graph.vectors.detach().requires_grad_()
+        energy = one(graph.with_vectors(vectors), None).sum()
+        (gradient,) = torch.autograd.grad(energy, vectors, create_graph=True)
+        weights = torch.linspace(-1, 1, gradient.numel(), dtype=torch.float64)
+        (second,) = torch.autograd.grad((gradient.flatten() * weights).sum(), vectors)
+        found.append(second)
+    assert found[1].abs().max() > 10
+    torch.testing.assert_close(found[0], found[1], rtol=1e-11, atol=1e-11)

@@ -136,7 +136,7 @@ class Engine(CompiledEngine[Held]):
     ) -> None:
         super().__init__()
         config = network.config
-        self.embedding = network.embedding
+        self.embedding = copy.deepcopy(network.embedding)  # weights may change in place later
         self.embeds_electrons = config.embed_charge or config.embed_spin
         self._last: tuple[WrittenAtoms, NDArray[np.float32], Kinds, LayerRows] | None = None
         exact = copy.deepcopy(network).to(torch.float64)

@@ -101,9 +101,7 @@ def lower(potential: Potential) -> Potential:
             made_now: Any = getattr(fast.network, "engine", None)
             works = hasattr(made_now, "shared_by") and made_now.threads == potential.threads
             if content is not None and works:
-                _keep(
-                    (content, finish), made_now.shared_by(made_now.threads)
-                )  # no memory of this one
+                _keep((content, finish), made_now)
             return _lowered(fast, potential)
         # NaN comes here too
         log.warning("the fast path is off by %.1e and is not used: %s", error, instead)
@@ -183,9 +181,9 @@ def _checked(key: tuple[bytes, Any]) -> Any | None:
 
 
 def _keep(key: tuple[bytes, Any], engine: Any) -> None:
-    """Let an engine serve later potentials of the same content."""
+    """Let an engine serve later potentials of the same content, without its working space."""
     with _CHANGES:
-        _CHECKED[key] = engine
+        _CHECKED[key] = engine.shared_by(engine.threads)
         for oldest in list(_CHECKED)[:-_MOST_CHECKED]:
             del _CHECKED[oldest]
 

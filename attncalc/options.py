@@ -119,8 +119,9 @@ def degrees_of_width(
             )
 
 
-# names of options, where files have others
-_OF_OPTIONS = {"teacher": "oracle"}
+def option_of(key: str) -> str:
+    """Return the name of the option that a file stores under this key, for messages."""
+    return {"teacher": "oracle"}.get(key, key)
 
 
 def require_equal(mine: Mapping[str, Any], theirs: Mapping[str, Any], folder: Path) -> None:
@@ -132,6 +133,6 @@ def require_equal(mine: Mapping[str, Any], theirs: Mapping[str, Any], folder: Pa
     for key in {**mine, **theirs}:
         if mine.get(key) != theirs.get(key):
             raise ValueError(
-                f"{folder} was begun with {_OF_OPTIONS.get(key, key)} {theirs.get(key)}, not "
+                f"{folder} was begun with {option_of(key)} {theirs.get(key)}, not "
                 f"{mine.get(key)}: choose another output, or use --overwrite"
             )

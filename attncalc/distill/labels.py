@@ -15,6 +15,7 @@ from attncalc.data import Dataset
 from attncalc.files import replacing
 from attncalc.files.hdf5_reading import LocalFile
 from attncalc.files.hdf5_writing import new_hdf5
+from attncalc.options import option_of
 from attncalc.sampling.oracles import Labels, Oracle
 from attncalc.text import one_line
 
@@ -212,7 +213,7 @@ class LabelStore:
         for key, value in mine.items():
             if theirs[key] != value:
                 raise ValueError(
-                    f"{self._path} holds labels of {key.replace('teacher', 'oracle')} "
+                    f"{self._path} holds labels of {option_of(key)} "
                     f"{theirs[key]}, not {value}: choose another output, or use --overwrite"
                 )
         self._is_written = True

@@ -7,7 +7,7 @@ Langevin dynamics by attncalc's own loop with a shipped model starts from a fram
 frame is stored every 4 fs. The script evaluates
 
 * the bonds of the first frame: whether each stays within a band about its mean length in the data;
-* the mean temperature, with its standard error from averages over blocks;
+* the mean temperature, with its standard error;
 * histograms of bond lengths and angles, beside those of the frames of rmd17_MOLECULE.npz;
 * the velocity density of states.
 
@@ -59,7 +59,6 @@ TIMESTEP, FRICTION = 0.5, 0.001  # fs; 1/fs, weak so that spectral lines stay na
 EVERY = 8  # steps between frames: 4 fs, which resolves up to 4,170 cm⁻¹
 LEFT_OUT = 0.01  # fraction of the run for equilibration
 BAND = (0.75, 1.30)  # a bond is broken outside these multiples of its mean length in the data
-N_BLOCKS = 20
 SEGMENT_PS = 8.0  # segments of the spectrum: a resolution of 4 cm⁻¹
 SPEED_OF_LIGHT = 2.99792458e-5  # cm/fs
 
@@ -228,11 +227,14 @@ def temperature_of(mean_energy: float, energies: np.ndarray) -> float:
         ) from None
 
 
-def mean_and_error(values: np.ndarray, n_blocks: int = N_BLOCKS) -> tuple[float, float]:
-    """Return the mean of a series, and its standard error from the means of blocks."""
-    size = len(values) // n_blocks
-    blocks = values[len(values) - size * n_blocks :].reshape(n_blocks, size).mean(axis=1)
-    return float(blocks.mean()), float(blocks.std(ddof=1) / np.sqrt(n_blocks))
+def error_of_temperature(n_atoms: int, ps: float) -> float:
+    """Return the standard error [K] of the mean temperature of a Langevin run.
+
+    The thermostat takes 2γ(K - 3NkT/2) of heat per unit of time, plus noise with the variance
+    4γkTK. As the energy is bounded, the two cancel in a long run of length t, so that the mean
+    temperature has the variance 2T²/(3Nγt) whatever the forces are.
+    """
+    return TEMPERATURE * float(np.sqrt(2 / (3 * n_atoms * 1e3 * FRICTION * ps)))
 
 
 def overlap(ours: Sample, data: Sample, n_bins: int = 40) -> float:
@@ -287,13 +289,14 @@ def examined(run: Trajectory, first: Atoms, data: Dataset) -> tuple[dict, Figure
     }
     stretch = measured["bond"][0] / measured["bond"][1].mean(axis=0)
     broken = (stretch < BAND[0]) | (stretch > BAND[1])
-    mean, error = mean_and_error(run.temperatures)
+    ps = len(run.positions) * run.interval / 1e3
+    mean, error = float(run.temperatures.mean()), error_of_temperature(n, ps)
     spectrum = density_of_states(run, first.get_masses())
     hotter = temperature_of(data.energies.mean(), run.energies)
     weights = weights_at(run.energies, hotter)
     row = {
         "frames": len(run.positions),
-        "ps": len(run.positions) * run.interval / 1e3,
+        "ps": ps,
         "bonds": len(pairs),
         "broken_frames": int(broken.any(axis=1).sum()),
         "shortest": float(stretch.min()),
@@ -360,9 +363,10 @@ def markdown(rows: dict[str, dict]) -> str:
         f"Langevin dynamics at {TEMPERATURE:g} K (BAOAB, {TIMESTEP} fs, friction "
         f"{1e3 * FRICTION:g} 1/ps), float32, a frame every {TIMESTEP * EVERY:g} fs; the first "
         f"{100 * LEFT_OUT:g} % are left out. A bond counts as broken where it is not between "
-        f"{BAND[0]} and {BAND[1]} times its mean length in the data. Errors of the mean "
-        f"temperature are from {N_BLOCKS} blocks; beside it what a timestep of {TIMESTEP} fs is "
-        "expected to take from it, from (ωh)²/4 over the density of states."
+        f"{BAND[0]} and {BAND[1]} times its mean length in the data. The "
+        "standard error of the mean temperature is T√(2/(3Nγt)) for N atoms, friction γ and "
+        f"length t; beside it what a timestep of {TIMESTEP} fs is expected to take from the mean, "
+        "from (ωh)²/4 over the density of states."
     )
     lines = ["# Nanoseconds at 500 K", "", notes, ""]
     head = ["model", "ps", "frames", "bonds", "frames with a broken bond", "shortest, longest"]
@@ -420,6 +424,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=HERE.parent / "runs" / "nvt", help="folder")
     parser.add_argument("--output", type=Path, default=HERE / "results", help="of the tables")
     options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)  # before days of dynamics, not after them
     results = options.output / "nvt.json"
     rows = json.loads(results.read_text())["rows"] if results.exists() else {}
     for model in options.models:

@@ -131,9 +131,10 @@ class Evaluator(PlainlyPickled):
         return self(system).novelty
 
     def __getstate__(self) -> dict[str, Any]:
-        # not `potential`, which is made again: tables of its engine take ten times the weights
+        # not `potential`, which is made again: tables of its engine take ten times the weights;
+        # and no recorded step, which belongs to the GPU's memory
         state = {name: value for name, value in vars(self).items() if name != "potential"}
-        return {**state, "_last": None}
+        return {**state, "_last": None, "recorded": None}
 
     def many(self, structures: Sequence[Atoms]) -> Iterator[tuple[System, Result]]:
         """Evaluate structures of any kind in batches, see `attncalc.structures.evaluate_many`."""

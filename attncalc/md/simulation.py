@@ -61,6 +61,7 @@ def run(
         state: from `integrator.init` or an earlier run of such an integrator, of this model or
             another one, whose forces are then replaced; or from a checkpoint:
             then callbacks continue the files of its run, and its limit of temperature is kept.
+            It is moved to the device of the model.
         n_steps: number of steps.
         callbacks: called in this order, but checkpoints after all others, so that their files are
             up to date. Only the first state is saved by checkpoints first: from then on the run can
@@ -82,6 +83,8 @@ def run(
         if value is not None:
             whole_number(name, value, 1, MOST_STEPS)
     force = force_of(potential, state.system.device)
+    if state.system.device != force.device:  # a checkpoint is loaded on the CPU
+        state = state.to(force.device)
     force.follow(state.system)
     _require_own_state(integrator, state)
     callbacks = sorted(callbacks, key=lambda one: isinstance(one, Checkpoint))

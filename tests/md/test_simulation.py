@@ -23,6 +23,7 @@ from attncalc import AttnCalculator, System, load, md
 from attncalc.evaluator import Evaluator
 from attncalc.md import simulation
 from attncalc.md.callback import Callback
+from attncalc.md.force import ForceOfFunction
 from attncalc.neighbors import ImpossiblePositions
 from attncalc.result import Result
 
@@ -511,6 +512,26 @@ def test_the_first_state_is_looked_at() -> None:
     assert not recorder.events
 
 
+def test_a_state_of_a_checkpoint_goes_to_the_device_of_the_model(tmp_path: Path) -> None:
+    """Checkpoints are loaded on the CPU; the meta device stands for a GPU."""
+
+    class Stop(Exception):
+        pass
+
+    class Elsewhere(ForceOfFunction):
+        def follow(self, system: System) -> None:
+            seen.append(system.device)
+            raise Stop
+
+    seen: list[torch.device] = []
+    force, file = springs(1.0), md.Checkpoint(tmp_path / "run.ckpt", every=1)
+    md.run(VERLET, force, start(force, integrator=VERLET), 1, callbacks=[file])
+    _, state, _ = md.load_checkpoint(tmp_path / "run.ckpt")
+    with pytest.raises(Stop):
+        md.run(VERLET, Elsewhere(force, torch.device("meta")), state, 1)
+    assert seen == [torch.device("meta")]
+
+
 def test_a_mistake_in_a_program_is_no_explosion() -> None:
     def wrong(system: System) -> Result:
         raise ValueError("shapes do not fit")
@@ -840,7 +861,7 @@ def test_a_finished_run_keeps_its_last_frame(forces: Evaluator, tmp_path: Path) 
 
     md.run(LANGEVIN, forces, LANGEVIN.init(forces, ethanol()), 25, callbacks=callbacks())
     log = (tmp_path / "run.csv").read_text()
-    state = md.load_checkpoint(tmp_path / "run.ckpt").state
+    _, state, _ = md.load_checkpoint(tmp_path / "run.ckpt")
     md.run(LANGEVIN, forces, state, 25 - state.step, callbacks=callbacks())
     frames = md.read_h5md(tmp_path / "run.h5md")
     assert [frame.info["step"] for frame in frames] == [0, 10, 20, 25]

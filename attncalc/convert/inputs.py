@@ -122,15 +122,15 @@ class Options:
         except ValueError as error:
             raise ValueError(f"{self.file}: {error}") from None
 
-    def take(self, name: str, allowed: tuple, meaning: Mapping[str, str] | None = None) -> Any:
-        """Return an option with an allowed value, or its `meaning`; ValueError for any other."""
+    def take(self, name: str, allowed: tuple) -> Any:
+        """Return an option with an allowed value; ValueError for any other."""
         value = self.value(name)
         if value not in allowed:
             raise ValueError(
                 f"{self.file}: {name} = {value!r} is not supported; "
                 f"supported: {', '.join(map(repr, allowed))}"
             )
-        return value if meaning is None else meaning[value]
+        return value
 
     def finish(self) -> None:
         """Raise ValueError for options that were not used."""

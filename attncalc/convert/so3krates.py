@@ -11,7 +11,7 @@ import math
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -180,10 +180,9 @@ def from_sparse(tree: Tree, options: Options, species: Sequence[int] | None) -> 
     mlps: list[Refinement] = [
         "residual" if options.take(f"residual_mlp_{k}", (False, True)) else "none" for k in (1, 2)
     ]
-    attention_norm = options.take("message_normalization", tuple(ATTENTION_NORMS), ATTENTION_NORMS)
+    norm = options.take("message_normalization", tuple(ATTENTION_NORMS))
     # no default where it matters: a wrong number would give wrong energies silently
-    by_neighbors = attention_norm == "avg_num_neighbors"
-    neighbors = options.number("avg_num_neighbors") if by_neighbors else 1.0
+    neighbors = options.number("avg_num_neighbors") if norm == "avg_num_neighbors" else 1.0
     width = options.integer("num_features")
     regression = options.value("energy_regression_dim", None)
     activations = ("identity", "silu")
@@ -197,7 +196,7 @@ def from_sparse(tree: Tree, options: Options, species: Sequence[int] | None) -> 
         radial_basis=options.value("radial_basis_fn"),
         num_basis=options.integer("num_radial_basis_fn"),
         cutoff_function=cutoff_functions[options.take("cutoff_fn", tuple(cutoff_functions))],
-        attention_norm=attention_norm,
+        attention_norm=ATTENTION_NORMS[norm],
         qk_activation=options.take("qk_non_linearity", activations),
         layer_norms=tuple(place for place, on in norms.items() if on),
         mlp_after_attention=mlps[0],
@@ -264,9 +263,10 @@ def _sparse_layer(tree: Tree, n: int, config: So3kratesConfig) -> dict[str, Tens
     return state
 
 
-ATTENTION_NORMS = {
+ATTENTION_NORMS: dict[str, Literal["avg_num_neighbors", "sqrt_head_width"]] = {
     "sqrt_num_features": "sqrt_head_width",
     "avg_num_neighbors": "avg_num_neighbors",
+    "identity": "avg_num_neighbors",  # of 1
 }
 # read by the published code but without effect on energies, or only used in training
 IRRELEVANT_OPTIONS = (
@@ -313,11 +313,23 @@ def _from_sphc(tree: Tree, options: Options, species: Sequence[int] | None) -> P
         sphc_norm="degree" if options.take("sphc_layer_norm", (False, True)) else "none",
         paths="natural" if options.take("parity", (False, True)) else "all",
     )
+    scale = options.value("per_atom_scale", None)
+    shift = options.value("per_atom_shift", None)
     options.finish()
+    if config.paths == "all" and max(config.degrees) > HIGHEST_KNOWN:
+        raise ValueError(
+            f"{options.file}: degrees above {HIGHEST_KNOWN} with parity = false are not supported: "
+            "the signs of their published coupling coefficients are not known"
+        )
 
     species, state = _embedding(tree, species)
     state |= _layers(tree, config, _sphc_layer) | _old_head(tree)
-    return Potential(fill(So3kratesSphc, config, len(species), state), species)
+    return Potential(
+        fill(So3kratesSphc, config, len(species), state),
+        species,
+        scale=_rows(scale, species, "per_atom_scale"),
+        reference_energies=_rows(shift, species, "per_atom_shift"),
+    )
 
 
 def _sphc_layer(tree: Tree, n: int, config: So3kratesSphcConfig) -> dict[str, Tensor]:
@@ -354,6 +366,7 @@ def _sphc_layer(tree: Tree, n: int, config: So3kratesSphcConfig) -> dict[str, Te
 # blocks (l, p, q) of the published Clebsch-Gordan tensor, p < q, with the opposite sign of e3nn's
 # wigner_3j
 OPPOSITE_COUPLINGS = ((2, 1, 2), (2, 2, 3), (3, 1, 3))
+HIGHEST_KNOWN = 3  # degree of these blocks
 
 FORMS = {"euclidean": _from_dense, "euclidean_sparse": from_sparse, "sphc": _from_sphc}
 

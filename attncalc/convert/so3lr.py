@@ -108,6 +108,15 @@ def _options(path: Path) -> tuple[Options, Options]:
     if not isinstance(model, dict) or not isinstance(data, dict):
         raise ValueError(f"{path.name}: no entry 'model'; are these the hyper-parameters of SO3LR?")
     options = Options(path.name, model)
+    # the only values that the head of the Hirshfeld ratios supports
+    for name, needed in (
+        ("energy_activation_fn", "silu"),
+        ("energy_regression_dim", model.get("num_features")),
+    ):
+        if (value := model.get(name)) != needed:
+            raise ValueError(
+                f"{path.name}: {name} = {value!r} is not supported; supported: {needed!r}"
+            )
     long_range: dict[str, Any] = {}
     for term in TERMS:
         options.take(f"{term}_energy_bool", (True,))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import molecule
 from contract import assert_close, assert_same_result, build_graph, result_of
 
 from attncalc.convert import so3krates
@@ -72,6 +73,33 @@ def test_scale_and_shift_of_the_hyper_parameters(shared: Path) -> None:
     potential = so3krates(*files(shared, "euclidean_options"), species=[1, 8])
     assert_close(potential.scale, [1.01, 1.08], 1e-15)
     assert_close(potential.reference_energies, [-0.5, -4.0], 1e-15)
+
+
+def test_scale_and_shift_of_the_first_form(shared: Path, tmp_path: Path) -> None:
+    scale, shift = [0.5 + 0.1 * z for z in range(10)], [-0.3 * z for z in range(10)]
+    given = {"per_atom_scale": scale, "per_atom_shift": shift}
+    paths = changed(shared, tmp_path, "sphc_local", options=lambda o: o.update(given))
+    potential = so3krates(*paths, species=[1, 6, 8])
+    bare = so3krates(*files(shared, "sphc_local"), species=[1, 6, 8])
+    system = System.from_ase(molecule("CH3CH2OH"))
+    energies, of_bare = (evaluate(p, build_graph(p, system)).energies for p in (potential, bare))
+    z = system.atomic_numbers
+    assert_close(energies, of_bare * torch.tensor(scale)[z] + torch.tensor(shift)[z], 1e-6)
+
+
+def test_attention_that_is_not_divided(shared: Path, tmp_path: Path) -> None:
+    """By 1 as a number of neighbours."""
+    paths = {
+        name: changed(shared, folder, "sparse_options", options=lambda o, new=new: o.update(new))
+        for name, new in (
+            ("identity", {"message_normalization": "identity"}),
+            ("one", {"message_normalization": "avg_num_neighbors", "avg_num_neighbors": 1.0}),
+        )
+        if (folder := tmp_path / name).mkdir() is None
+    }
+    identity, one = (so3krates(*paths[name], species=[1, 6, 8]) for name in ("identity", "one"))
+    assert identity.network.config == one.network.config
+    assert identity.network.config.attention_norms == (1.0, 1.0)
 
 
 # ------------------------------------------------------------------------------------- refusals
@@ -176,6 +204,7 @@ OPTION_ERRORS = [
     ("sparse_options", {"use_spin_embed": True}, "is missing"),
     ("sparse_options", {"num_layers": 1}, "arrays have no place"),
     ("sparse_options", {"num_layers": 3}, "is missing"),
+    ("sphc_local", {"degrees": [1, 2, 4]}, "degrees above 3 with parity = false are not"),
 ]
 
 

@@ -399,6 +399,13 @@ def test_real_numbers_of_any_kind(kind: str) -> None:
         ("model", "electrostatic_energy_bool", False, "electrostatic_energy_bool = False is not"),
         ("model", "electrostatic_energy_scale", -4, "electrostatic_energy_scale must be positive"),
         ("model", "dispersion_energy_scale", None, "dispersion_energy_scale must be a number"),
+        (
+            "model",
+            "energy_activation_fn",
+            "identity",
+            "'identity' is not supported; supported: 'sil",
+        ),
+        ("model", "energy_regression_dim", 64, "64 is not supported; supported: 128"),
         ("model", "new", 1, "unknown hyper-parameters ['new']"),
         ("data", "avg_num_neighbors", None, "avg_num_neighbors must be a finite number, got None"),
     ],

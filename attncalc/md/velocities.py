@@ -19,7 +19,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 from ase import Atoms, units
-from ase.constraints import FixAtoms, FixInternals
+from ase.constraints import (
+    FixAtoms,
+    FixCartesian,
+    FixedLine,
+    FixedMode,
+    FixedPlane,
+    FixInternals,
+    FixScaled,
+)
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -30,6 +38,10 @@ LINEAR = 1e-6
 # temperature beyond which a run has exploded
 RUNAWAY = 10.0  # times the requested temperature, plus
 RUNAWAY_FLOOR = 3000.0  # K
+# constraints that hold each of their atoms by itself
+OF_SINGLE_ATOMS = (FixAtoms, FixCartesian, FixScaled, FixedLine, FixedPlane)
+# atoms of overlapping constraints whose degrees of freedom are found by linear algebra
+MOST_TOGETHER = 300
 # of a run: years of computing; steps are counted in 64 bits, and times in float64
 MOST_STEPS = 10**15
 
@@ -130,17 +142,66 @@ def holding(atoms: Atoms) -> list[Any]:
 
 def _allowed(atoms: Atoms) -> int:
     """Return the degrees of freedom that constraints leave; atoms may be held more than once."""
-    held = [one for one in atoms.constraints if isinstance(one, FixAtoms)]
-    others = [one for one in atoms.constraints if not isinstance(one, FixAtoms)]
-    n_fixed = len({k % len(atoms) for one in held for k in one.get_indices()})
-    return 3 * (len(atoms) - n_fixed) - sum(_removed(one, atoms) for one in others)
+    n_atoms = len(atoms)
+    single = [one for one in atoms.constraints if isinstance(one, OF_SINGLE_ATOMS)]
+    n_removed = [_removed(one, atoms) for one in atoms.constraints if one not in single]
+    others = [one for one in atoms.constraints if one not in single]
+    others = [one for one, n in zip(others, n_removed, strict=True) if n]
+    # momentum that each atom loses of a unit of momentum in every direction: [n_atoms, k, 3]
+    unit = np.broadcast_to(np.eye(3)[:, None], (3, n_atoms, 3))
+    lost = np.zeros((n_atoms, 0, 3))
+    for one in single:
+        of_directions = np.stack([_lost(one, atoms, momenta) for momenta in unit], axis=2)
+        lost = np.concatenate([lost, of_directions], axis=1)
+    n_lost = np.linalg.matrix_rank(lost, tol=LINEAR) if single else np.zeros(n_atoms, dtype=int)
+    held = np.concatenate([np.flatnonzero(n_lost), *(_atoms_of(one, atoms) for one in others)])
+    if len(np.unique(held)) == len(held):
+        return int(3 * n_atoms - n_lost.sum() - sum(n_removed))
+    together = np.unique([k for one in others for k in _atoms_of(one, atoms)]).astype(int)
+    if len(together) > MOST_TOGETHER:
+        kinds = ", ".join(sorted({type(one).__name__ for one in atoms.constraints}))
+        raise ValueError(
+            f"constraints ({kinds}) hold the same atoms, and {len(together)} atoms are too many to "
+            "find out how many degrees of freedom are left: let each atom be in one constraint only"
+        )
+    n_lost[together] = 0
+    rows = [_rows_of(one, atoms, together) for one in others]
+    for place, k in enumerate(together):
+        rows.append(np.zeros((lost.shape[1], 3 * len(together))))
+        rows[-1][:, 3 * place : 3 * place + 3] = lost[k]
+    of_together = np.linalg.matrix_rank(np.concatenate(rows), tol=LINEAR) if others else 0
+    return int(3 * n_atoms - n_lost.sum() - of_together)
+
+
+def _rows_of(constraint: Any, atoms: Atoms, together: NDArray[np.int64]) -> Floats:
+    """Return the derivative [3m, 3m] of the momenta lost by m atoms by the momenta of these."""
+    columns = []
+    for k in together:
+        for direction in range(3):
+            momenta = np.zeros((len(atoms), 3))
+            momenta[k, direction] = 1.0
+            columns.append(_lost(constraint, atoms, momenta)[together].ravel())
+    return np.stack(columns, axis=1)
+
+
+def _lost(constraint: Any, atoms: Atoms, momenta: Floats) -> Floats:
+    """Return the part of momenta [n_atoms, 3] that a constraint removes."""
+    left = momenta.copy()
+    constraint.adjust_momenta(atoms, left)
+    return momenta - left
+
+
+def _atoms_of(constraint: Any, atoms: Atoms) -> NDArray[np.int64]:
+    """Return the atoms that a constraint moves together; all, if it does not say."""
+    get_indices = getattr(constraint, "get_indices", None)
+    return np.arange(len(atoms)) if get_indices is None else np.unique(get_indices()) % len(atoms)
 
 
 def _removed(constraint: Any, atoms: Atoms) -> int:
-    if isinstance(constraint, FixInternals):
+    if isinstance(constraint, FixInternals | FixedMode):
         raise ValueError(
-            "the constraint FixInternals of ASE also stops drift and rotation, whatever the masses,"
-            " so temperatures would be wrong: use FixBondLengths, or remove it"
+            f"the constraint {type(constraint).__name__} of ASE does not regard the masses, so "
+            "temperatures would be wrong: use FixBondLengths, or remove it"
         )
     try:
         removed: int = constraint.get_removed_dof(atoms)

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import bulk, fcc111, molecule
-from ase.constraints import FixAtoms
+from ase.constraints import (
+    FixAtoms,
+    FixBondLengths,
+    FixCartesian,
+    FixCom,
+    FixedLine,
+    FixedMode,
+    FixedPlane,
+    FixScaled,
+    FixSubsetCom,
+    Hookean,
+)
 
 from attncalc.md import ENSEMBLES, Thermometer
 
@@ -100,3 +111,41 @@ def test_constraints_are_counted_as_ase_does() -> None:
     atoms.set_constraint(FixAtoms([0, 1, 2]))
     with pytest.raises(ValueError, match="no atom can move: constraints fix all atoms"):
         Thermometer.for_run(atoms, "nvt")
+
+
+Z = (False, False, True)
+OVERLAPPING = {  # constraints of eight atoms, and the degrees of freedom that they leave
+    "plane of a fixed atom": ([FixAtoms([0]), FixedPlane([0, 1], [0, 0, 1])], 20),
+    "plane twice": ([FixedPlane([0, 1], [0, 0, 1]), FixCartesian([0], mask=Z)], 22),
+    "layer in a plane": ([FixAtoms([0, -1]), FixCartesian(range(8), mask=Z)], 12),
+    "line and its plane": ([FixedLine([0], [1, 1, 0]), FixedPlane([0], [1, 1, 0])], 21),
+    "scaled": ([FixScaled([0, 1], mask=Z), FixCartesian([0], mask=Z)], 22),
+    "bond to a fixed atom": ([FixBondLengths([(0, 1), (1, 2)]), FixAtoms([0])], 19),
+    "bond of fixed atoms": ([FixBondLengths([(0, 1), (1, 2)]), FixAtoms([0, 1])], 17),
+    "bond twice": ([FixBondLengths([(0, 1), (1, 2)]), FixBondLengths([(0, 1)])], 22),
+    "centre in a plane": ([FixCom(), FixCartesian(range(8), mask=Z)], 14),
+    "centre and bond": ([FixCom(), FixBondLengths([(0, 1)])], 20),
+    "centre of a fixed atom": ([FixSubsetCom([0, 1, 2]), FixAtoms([0])], 18),
+    "spring of a fixed atom": ([Hookean(0, 1, 5.0, 1.0), FixAtoms([0])], 21),
+}
+
+
+@pytest.mark.parametrize(("constraints", "n_dof"), OVERLAPPING.values(), ids=OVERLAPPING)
+def test_constraints_that_hold_the_same_atoms(constraints: list, n_dof: int) -> None:
+    """ASE's sum over constraints counts the motion twice that two of them forbid."""
+    atoms = turned(molecule("C6H6"))[:8]
+    atoms.cell = [9.0, 10.0, 11.0]
+    atoms.set_constraint(constraints)
+    assert Thermometer.for_run(atoms, "nvt").n_dof == n_dof
+
+
+def test_constraints_whose_degrees_of_freedom_are_not_known() -> None:
+    atoms = bulk("Cu", cubic=True) * (5, 4, 4)
+    atoms.set_constraint([FixAtoms([0]), FixCom()])
+    with pytest.raises(
+        ValueError, match=r"\(FixAtoms, FixCom\) hold the same atoms, and 320 atoms"
+    ):
+        Thermometer.for_run(atoms, "nve")
+    atoms.set_constraint(FixedMode(np.ones((320, 3))))
+    with pytest.raises(ValueError, match="FixedMode of ASE does not regard the masses"):
+        Thermometer.for_run(atoms, "nve")

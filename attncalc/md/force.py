@@ -78,9 +78,14 @@ class ForceOfFunction:
         """Call the function.
 
         Raises:
-            TypeError: it did not return a `Result`.
+            TypeError: it did not return a `Result`, or changed the system that it was given.
         """
         result: Any = self._function(system)
+        if system.positions.requires_grad:
+            raise TypeError(
+                "the force called requires_grad_() of the positions it was given: differentiate by "
+                "a copy, system.positions.clone().requires_grad_()"
+            )
         if not isinstance(result, Result):
             kind = type(result).__name__
             raise TypeError(f"the force must return an attncalc.Result, got {kind}")

@@ -113,7 +113,7 @@ def run(
                 n_others = sum(not isinstance(one, Checkpoint) for one in callbacks)
                 checkpoints_first = [*callbacks[n_others:], *callbacks[:n_others]]
                 _call(checkpoints_first, state, at_all_costs=True)
-            elif state.step == 0 or n_steps == 0:
+            elif state.step == 0 or n_steps == 0 or any(one.stops for one in callbacks):
                 # stopped after the checkpoint, perhaps before all else; or its last frame again
                 _call(callbacks, state, at_all_costs=True)
             seen = True

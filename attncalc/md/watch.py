@@ -59,6 +59,12 @@ class Watch(Callback):
         del state
         self._timestep = integrator.timestep
 
+    def resume(self, state: MDState, integrator: Integrator) -> None:
+        """Store the timestep; if the run was stopped here, it is stopped again."""
+        self.begin(state, integrator)
+        if self._stop:
+            self(state)
+
     def __call__(self, state: MDState) -> None:
         """Check a state, unless an atom has been reported."""
         if self._knowing is None or self._told:

@@ -195,6 +195,10 @@ def test_a_run_that_was_stopped_goes_on(model: str, inside: str) -> None:
     assert json.loads(again) == json.loads(said)
     assert "Error: the run left the training data of the model: novelty " in told
     ends_outside("md", inside, *hot, "-o", "run.h5md", "--stop-when-unknown")
+    at_the_stop = Path("run.h5md").read_bytes(), Path("run.csv").read_bytes()
+    _, told = ends_outside("md", "--resume", "run.h5md", "--stop-when-unknown")
+    assert re.search(r"it stopped at step \d+ of 100", told)
+    assert (Path("run.h5md").read_bytes(), Path("run.csv").read_bytes()) == at_the_stop
     ends_outside("md", "--resume", "run.h5md")
     assert Path("run.csv").read_text() == Path("whole.csv").read_text()
 

@@ -547,6 +547,13 @@ def test_what_is_no_force() -> None:
     with pytest.raises(TypeError, match=r"must return an attncalc\.Result, got float"):
         md.run(VERLET, lambda system: 0.0, first, 3)
 
+    def in_place(system: System) -> Result:
+        system.positions.requires_grad_()
+        return springs(1.0)(system)
+
+    with pytest.raises(TypeError, match=r"differentiate by a copy, system\.positions\.clone"):
+        md.run(VERLET, in_place, first, 3)
+
 
 def test_a_function_of_a_model_is_as_good_as_its_forces(forces: Evaluator) -> None:
     """A bias on top of a model, here of nothing."""

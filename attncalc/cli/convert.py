@@ -113,10 +113,12 @@ def convert_data(files, energy_unit, length_unit, labels, output) -> None:
     Example: attncalc convert data a.extxyz b.extxyz -o all.h5
     """
     from attncalc import data
+    from attncalc.data.readers import require_one_unit
 
     target = output_file(output)
     if target.suffix not in (".h5", ".hdf5"):
         raise ValueError(f"--output must end in .h5 or .hdf5, got {output}")
+    require_one_unit(files, energy_unit, length_unit)
     given = {"energy_unit": energy_unit, "length_unit": length_unit, "labels": labels}
     with progress_bar(None, "structure") as bar:
 

@@ -39,8 +39,11 @@ _DIPOLES = ("dipoles", "dipole")
 _THEORIES = ("level_of_theory", "theory")
 # In lower case, what other programs call a cell, of which some store the vectors as columns, and
 # a stress, which may have another sign: neither is read.
-_CELLS = ("lattice", "lattices", "lattice_vectors", "box", "cells", "unit_cell", "cell_vectors")
-_STRESSES = ("stresses", "virial", "virials")
+_CELLS = (
+    *("cell", "cells", "cellpar", "unit_cell", "cell_vectors", "cell_lengths"),
+    *("lattice", "lattices", "lattice_vectors", "box", "boxes", "box_vectors", "box_lengths"),
+)
+_STRESSES = ("stress", "stresses", "virial", "virials")
 # The original MD17 labels, which rMD17's own files keep beside the recomputed ones.
 _OLD_LABELS = ("old_energies", "old_forces")
 _OTHER_SPLIT = "split_"
@@ -108,8 +111,8 @@ def choose_labels(shapes: Mapping[str, tuple[int, ...]], labels: str | None) -> 
 def _refuse_other_cells(shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a cell of another name: without it, a crystal would be read as a molecule."""
     for key, shape in shapes.items():
-        has_vectors = shape[-1:] == (9,) or shape[-2:] == (3, 3)
-        if "cell" not in shapes and key.lower() in _CELLS and has_vectors:
+        is_cell = shape[-1:] in ((3,), (6,), (9,))  # lengths, also with angles, or vectors
+        if "cell" not in shapes and key.lower() in _CELLS and is_cell:
             raise ValueError(f"{key} is not read: store cell vectors as rows, as cell [n, 3, 3]")
 
 

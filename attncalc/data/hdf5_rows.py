@@ -54,6 +54,7 @@ from attncalc.files import replacing
 from attncalc.files.hdf5_reading import LocalFile
 from attncalc.files.hdf5_writing import WritableFile, append_structures, new_hdf5
 from attncalc.system import charge_and_spin
+from attncalc.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -201,8 +202,8 @@ def write_hdf5(parts: Dataset | Iterable[Dataset], path: str | Path) -> int:
         The number of structures.
 
     Raises:
-        ValueError: there is no structure, only some have forces, or the stated levels of theory
-            differ.
+        ValueError: there is no structure, only some have forces, or the label sets or stated levels
+            of theory differ.
     """
     if isinstance(parts, Dataset):
         parts = [parts]
@@ -215,6 +216,7 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
     electrons: list[tuple[int, int]] = []
     said: set[str] = set()  # keys of `info` that a structure has
     level, n = "", 0
+    labels: str | None = None
     has_forces: bool | None = None
     has_stress = False  # in some part
     left_out: set[str] = set()  # labels that are missing in some part, so they are not written
@@ -222,6 +224,12 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
     for part in parts:
         if has_forces not in (None, part.forces is not None):
             raise ValueError(f"{part.source}: only some structures have forces: remove them")
+        if labels not in (None, part.labels):
+            raise ValueError(
+                f"{part.source}: its label set {part.labels!r} was read, of what is before it "
+                f"{labels!r}: choose one set by labels"
+            )
+        labels = part.labels
         has_forces, has_stress = part.forces is not None, has_stress or part.stress is not None
         for label in {"stress", *FURTHER} - left_out:
             if getattr(part, label) is None:
@@ -251,7 +259,7 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
         impossible = sorted(splits)
     if impossible:
         names = ", ".join(impossible[:3]) + (" ..." if len(impossible) > 3 else "")
-        log.warning("%d splits are not written: %s", len(impossible), names)
+        log.warning("%s not written: %s", counted(len(impossible), "split"), names)
     for name in splits.keys() - impossible:
         file[key_of_split(name)] = np.concatenate(splits[name])
     # texts of fixed length: those of variable length are stored in heaps, which may get damaged

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -13,6 +13,9 @@ from attncalc.data.hdf5 import read_hdf5
 from attncalc.data.npz import read_npz
 from attncalc.data.units import ReadOptions
 from attncalc.text import one_line
+
+# in eV and Å, as ASE writes them, if the file states no unit
+_OF_ASE = (".extxyz", ".xyz", ".db", ".traj")
 
 _READERS: dict[str, Callable[[Path, ReadOptions], Dataset]] = {
     ".npz": read_npz,
@@ -76,6 +79,31 @@ def read(
     if not path.is_file():
         raise FileNotFoundError(f"{name}: no such file in {path.absolute().parent}")
     return reader(path, ReadOptions(energy_unit, length_unit, labels))
+
+
+def require_one_unit(
+    paths: Sequence[str | PathLike[str]], energy_unit: str | None, length_unit: str | None
+) -> None:
+    """Refuse a unit for files of which only some need one.
+
+    Args:
+        paths: the files.
+        energy_unit, length_unit: for all of them, see `read`.
+
+    Raises:
+        ValueError: a unit other than eV and Å is given for extended XYZ or a file of ASE, which are
+            in eV and Å, and for files of other formats.
+    """
+    units = [energy_unit or "eV", length_unit or "Angstrom"]
+    names: dict[bool, str] = {}
+    for path in map(Path, paths):
+        names.setdefault(path.suffix.lower() in _OF_ASE, one_line(path.name))
+    if units != ["eV", "Angstrom"] and len(names) > 1:
+        raise ValueError(
+            f"{names[False]} and {names[True]} cannot both be read in {' and '.join(units)}: "
+            f"{Path(names[True]).suffix} is in eV and Å; bring them to one format by "
+            "attncalc convert data"
+        )
 
 
 def read_parts(

@@ -25,6 +25,8 @@ _BATCH = 64
 # of `far_from_composition`: eV per atom, and rounds after which the fit does not change
 _FAR, _TIMES_MEDIAN = 10.0, 20.0
 _ROUNDS, _SMALLEST_DEVIATION = 30, 1e-3
+# atoms, more than rounding
+_NO_COMBINATION = 1e-6
 
 
 def elements_of(dataset: Dataset) -> list[int]:
@@ -89,10 +91,31 @@ def far_from_composition(dataset: Dataset, energies: NDArray[np.float64]) -> NDA
     return np.flatnonzero(deviations > least)
 
 
-def _compositions(dataset: Dataset) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def undetermined(training: Dataset, dataset: Dataset) -> NDArray[np.int64]:
+    """Return structures whose energies are undetermined by training energies of other compositions.
+
+    Only sums of reference energies can be fitted that are combinations of the compositions in the
+    training data. Energies of isolated atoms determine those of their elements.
+
+    Args:
+        training: with all elements of `dataset`.
+        dataset: structures to predict.
+    """
+    elements, known = _compositions(training)
+    _, counts = _compositions(dataset, elements)
+    isolated = np.eye(len(elements))[np.isin(elements, [*(training.isolated_energies or ())])]
+    known = np.unique(np.concatenate([known, isolated]), axis=0)
+    rest = counts - counts @ np.linalg.pinv(known, rcond=1e-10) @ known
+    return np.flatnonzero(np.abs(rest).max(axis=1) > _NO_COMBINATION)
+
+
+def _compositions(
+    dataset: Dataset, elements: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the elements, and the number of their atoms in each structure, [n, n_elements]."""
     found = [np.unique(atoms.numbers, return_counts=True) for atoms in dataset.structures]
-    elements = np.unique(np.concatenate([numbers for numbers, _ in found]))
+    if elements is None:
+        elements = np.unique(np.concatenate([numbers for numbers, _ in found]))
     counts = np.zeros((len(found), len(elements)))
     for row, (numbers, how_many) in zip(counts, found, strict=True):
         row[np.searchsorted(elements, numbers)] = how_many

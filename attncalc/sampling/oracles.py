@@ -346,20 +346,9 @@ class CalculatorOracle:
             if atoms.pbc.any() and atoms.cell.rank == 3:
                 with suppress(NotImplementedError):
                     atoms.get_stress()  # adds it to the results
-        except Exception as error:  # calculators raise errors of any kind
+            return _labels_of(atoms, float(np.asarray(energy).item()), forces)
+        except Exception as error:  # calculators raise errors of any kind, and return anything
             return f"{type(error).__name__}: {one_line(error, longest=60)}"
-        free = atoms.calc.results.get("free_energy")
-        if isinstance(free, float | np.floating) and np.isfinite([free, energy]).all():
-            # forces derive from it
-            energy = free
-        # copies: a calculator may write its next results into the same arrays
-        names = ("charges", "stress") if atoms.pbc.any() else ("charges", "dipole")
-        others: dict[str, Any] = {
-            name: np.array(value, dtype=np.float64)
-            for name in names
-            if (value := atoms.calc.results.get(name)) is not None
-        }
-        return Labels(float(energy), np.array(forces), **others)
 
     def _calculator(self, electrons: Mapping[str, int]) -> Any:
         """Return the calculator for a charge and a multiplicity, made when it is first needed."""
@@ -368,6 +357,21 @@ class CalculatorOracle:
         if key not in self._calculators:
             self._calculators[key] = self._make(**told)
         return self._calculators[key]
+
+
+def _labels_of(atoms: Atoms, energy: float, forces: Any) -> Labels:
+    """Return copies: a calculator may write its next results into the same arrays."""
+    results = atoms.calc.results
+    free = results.get("free_energy")
+    if isinstance(free, float | np.floating) and np.isfinite(energy) and np.isfinite(free):
+        energy = float(free)  # forces derive from it
+    names = ("charges", "stress") if atoms.pbc.any() else ("charges", "dipole")
+    others: dict[str, Any] = {
+        name: np.array(value, dtype=np.float64)
+        for name in names
+        if (value := results.get(name)) is not None
+    }
+    return Labels(energy, np.array(forces), **others)
 
 
 def _told(make: Callable[..., Any]) -> tuple[str, ...]:

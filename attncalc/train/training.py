@@ -21,7 +21,14 @@ from attncalc.calibrate import calibrate, some_of
 from attncalc.data import Dataset
 from attncalc.data.errors import Errors
 from attncalc.data.fingerprints import count_known, count_repeated, fingerprints
-from attncalc.data.statistics import electrons, elements_of, with_possible_stress, without_volume
+from attncalc.data.readers import require_one_unit
+from attncalc.data.statistics import (
+    electrons,
+    elements_of,
+    undetermined,
+    with_possible_stress,
+    without_volume,
+)
 from attncalc.data.streamed import errors_of
 from attncalc.data.stress_checks import can_check_stress
 from attncalc.fast import unfit_widths
@@ -229,6 +236,7 @@ def _read(
             test = None
     if recipe.test_data is not None:
         test = None
+        require_one_unit([recipe.data, recipe.test_data], recipe.energy_unit, recipe.length_unit)
         if with_test_data:
             test = read(recipe.find(recipe.test_data), labels=recipe.labels, **units)
     if test is not None:
@@ -527,6 +535,14 @@ def _check(
                 f"{where} has another level of theory than the training set ({level}, not "
                 f"{wanted}): compare them by attncalc eval, without test_data"
             )
+        if role == "test" and dataset.labels != training.labels:
+            raise ValueError(
+                f"{where} has another label set than the training set ({dataset.labels}, not "
+                f"{training.labels}): name one for both, labels in the recipe, or compare them by "
+                "attncalc eval, without test_data"
+            )
+        if processes.is_first and role != "training":
+            _warn_undetermined(training, dataset, where)
         _check_system(recipe, dataset, role, electrons(training) if role != "training" else {})
         try:
             data.avg_num_neighbors(dataset, ANY_CUTOFF)
@@ -536,6 +552,18 @@ def _check(
     if not _goes_on(recipe, output):  # else the starting model may be gone
         check_start(recipe, training)
         _check_periodicity(recipe, (training, validation))
+
+
+def _warn_undetermined(training: Dataset, dataset: Dataset, where: str) -> None:
+    if not len(unknown := undetermined(training, dataset)):
+        return
+    log.warning(
+        "%s: %s of compositions that are no combination of those of the training set, the first is "
+        "%s: their energies cannot be learnt; add isolated atoms, or start from a model of the "
+        "same level of theory",
+        *(where, counted(len(unknown), "structure")),
+        dataset.structures[int(unknown[0])].get_chemical_formula(),
+    )
 
 
 def _check_periodicity(recipe: Recipe, parts: Sequence[Dataset]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ase.build import molecule
 from ase.io import write
-from command_line import fails, files, succeeds
+from command_line import attncalc, fails, files, succeeds
 
 from attncalc import AttnCalculator, data, load
 
@@ -105,3 +106,21 @@ def test_convert_data() -> None:
     assert "must end in .h5" in fails("convert", "data", "a.extxyz", "-o", "all.npz")
     assert "no.xyz: no such file" in fails("convert", "data", "no.xyz", "-o", "other.h5")
     assert not Path("other.h5").exists()
+
+
+def test_files_that_do_not_fit_together(shared: Path) -> None:
+    """Energies of two methods, or of two units, must not end in one file."""
+    first = "1\nProperties=species:S:1:pos:R:3:forces:R:3:REF_forces:R:3 REF_energy=-1"
+    last = "\nH 0 0 0 0 0 1 0 0 2\n"
+    Path("a.extxyz").write_text(first.replace(":forces:R:3", "") + "\nH 0 0 0 0 0 2\n")
+    Path("b.extxyz").write_text(f"{first} energy=-7{last}")
+    both = ("convert", "data", "a.extxyz", "b.extxyz", "-o", "all.h5")
+    said = attncalc(*both).stderr
+    assert "b.extxyz: its label set 'default' was read, of what is before it 'REF'" in said
+    succeeds(*both, "--labels", "REF")
+    assert data.stream("all.h5").energies.tolist() == [-1, -1]
+    np.savez("c.npz", z=[1], R=np.zeros((2, 1, 3)), E=np.ones(2), F=np.zeros((2, 1, 3)))
+    mixed = ("convert", "data", "c.npz", "b.extxyz", "--energy-unit", "kcal/mol", "-o", "c.h5")
+    assert "c.npz and b.extxyz cannot both be read in kcal/mol and Angstrom" in fails(*mixed)
+    mixed = (*mixed[:5], "eV", *mixed[6:])
+    assert attncalc(*mixed).exit_code == 0

@@ -1,5 +1,7 @@
 """Reference energies, neighbours per atom, shortest distance."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -7,7 +9,7 @@ from ase.build import bulk, molecule
 from ase.neighborlist import neighbor_list
 
 from attncalc import data
-from attncalc.data.statistics import electrons
+from attncalc.data.statistics import electrons, undetermined
 
 ELEMENTS = {1: -13.6, 6: -1029.5, 7: -1485.3, 8: -2042.6}
 
@@ -30,6 +32,16 @@ def test_reference_energies_are_the_least_squares():
     structures = (Atoms("H"), Atoms("H"), Atoms("H2"))
     dataset = data.Dataset(structures=structures, energies=np.array([-1.0, -3.0, -5.0]))
     assert data.reference_energies(dataset) == pytest.approx({1: (-1 - 3 - 2 * 5) / 6})
+
+
+def test_energies_that_others_do_not_determine():
+    training = _sum_of_elements(["H2O", "CH4"])
+    wanted = _sum_of_elements(["H2O", "CH3CH2OH", "CO2", "O2"])
+    assert undetermined(training, training).tolist() == []
+    # two equations for three elements
+    assert undetermined(training, wanted).tolist() == [1, 2, 3]
+    known = dataclasses.replace(training, isolated_energies={1: ELEMENTS[1]})
+    assert undetermined(known, wanted).tolist() == []
 
 
 def test_one_molecule_gives_the_shortest_of_all_solutions():

@@ -100,7 +100,7 @@ def test_splits_of_any_name_are_written(whole, tmp_path, caplog):
     splits = {"bulk": np.arange(3), "val": np.array([4]), "split_a": np.array([5]), "a/b": [6]}
     named = dataclasses.replace(whole, splits=splits)
     data.write_hdf5([named], tmp_path / "a.h5")
-    assert caplog.messages == ["1 splits are not written: a/b"]
+    assert caplog.messages == ["1 split not written: a/b"]
     for found in (data.read(tmp_path / "a.h5"), data.stream(tmp_path / "a.h5")):
         assert {name: k.tolist() for name, k in found.splits.items()} == {
             "bulk": [0, 1, 2],
@@ -109,7 +109,7 @@ def test_splits_of_any_name_are_written(whole, tmp_path, caplog):
         }
     each = {f"mol{k}": np.array([k % 60]) for k in range(hdf5_rows.MOST_SPLITS + 1)}
     data.write_hdf5([dataclasses.replace(whole, splits=each)], tmp_path / "b.h5")
-    assert caplog.messages[1:] == ["1001 splits are not written: mol0, mol1, mol10 ..."]
+    assert caplog.messages[1:] == ["1001 splits not written: mol0, mol1, mol10 ..."]
     assert not data.read(tmp_path / "b.h5").splits
 
 

@@ -296,3 +296,25 @@ def test_the_free_energy_is_the_label_as_forces_derive_from_it(monkeypatch) -> N
     (labels,) = load_oracle("smeared_teacher:smeared").label([atoms])
     assert isinstance(labels, Labels), "no stress is no failure"
     assert (labels.energy, labels.stress) == (-1.5, None)
+
+
+class Odd(Smeared):
+    """Energies as arrays of one number, as of wrappers of PyTorch; of helium two numbers."""
+
+    def calculate(self, atoms, properties, system_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        energy = np.full(2 if atoms.numbers[0] == 2 else 1, -1.0)
+        self.results |= {"energy": energy, "free_energy": energy}
+
+
+def odd() -> Odd:
+    return Odd()
+
+
+def test_results_of_any_kind(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "odd_teacher", sys.modules[__name__])
+    structures = [Atoms("H2", info={"charge": 0, "spin": 1}), Atoms("He2")]
+    structures[1].info |= structures[0].info
+    good, bad = load_oracle("odd_teacher:odd").label(structures)
+    assert good.energy == -1.0
+    assert bad.startswith("ValueError: can only convert an array of size 1")

@@ -409,6 +409,27 @@ def test_a_test_file_of_another_level_of_theory_is_refused(recipe, parts, tmp_pa
     _check(recipe, connect(), tmp_path, parts[0], parts[1], other)
 
 
+def test_a_test_file_of_another_label_set_is_refused(recipe, parts, tmp_path):
+    other = dataclasses.replace(parts[0], labels="REF")
+    with pytest.raises(ValueError, match=r"the test set has another label set .* \(REF, not defa"):
+        _check(recipe, connect(), tmp_path, *parts[:2], other)
+
+
+def test_energies_that_cannot_be_learnt_are_told(caplog):
+    """They would decide which epoch is the best."""
+    known, other = (
+        data.Dataset(structures=(Atoms("CO2"), Atoms(more)), energies=np.zeros(2))
+        for more in ("C2O4", "CO")
+    )
+    training._warn_undetermined(known, known, "a.xyz: the validation set")
+    assert not caplog.messages
+    training._warn_undetermined(known, other, "a.xyz: the test set")
+    assert caplog.messages[0].startswith(
+        "a.xyz: the test set: 1 structure of compositions that are no combination of those of the "
+        "training set, the first is CO: their energies cannot be learnt"
+    )
+
+
 def write_splits(path: Path, dataset: data.Dataset, first: str, second: str) -> Path:
     """Write a file whose first 18 structures are in one split, and the others in another."""
     write(path, dataset)

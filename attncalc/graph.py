@@ -477,7 +477,7 @@ def species_of(atomic_numbers: Tensor, species: tuple[int, ...]) -> Tensor:
         known = " ".join(chemical_symbols[z] for z in species)
         raise ValueError(
             f"this model was not trained on {' '.join(chemical_symbols[z] for z in unknown)}; "
-            f"its elements are: {known}; list other models by: attncalc models"
+            f"its elements are: {known}; `attncalc models` lists others"
         )
     return rows
 

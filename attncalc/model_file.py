@@ -566,7 +566,7 @@ def _look_up(
     table: dict[str, tuple[type[nn.Module], type]], name: str, config: dict[str, Any]
 ) -> tuple[type[nn.Module], Any]:
     if name not in table:
-        raise ValueError(f"{name!r} is not known; known: {', '.join(table)}")
+        raise ValueError(f"unknown {name!r}; this version has: {', '.join(table)}")
     kind, config_kind = table[name]
     config = EARLIER.get(name, {}) | config
     fields = dataclasses.fields(config_kind)
@@ -590,7 +590,7 @@ def _require_shapes(own: Own, shapes: Shapes) -> None:
     if missing := sorted(set(expected) - set(shapes)):
         raise ValueError(f"tensor {missing[0]!r} is missing ({len(missing)} in all)")
     if extra := sorted(set(shapes) - set(expected)):
-        raise ValueError(f"tensor {extra[0]!r} is not known ({len(extra)} in all)")
+        raise ValueError(f"unexpected tensor {extra[0]!r} ({len(extra)} in all)")
     for name, shape in shapes.items():
         if shape != expected[name].shape:
             raise ValueError(

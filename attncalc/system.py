@@ -294,7 +294,8 @@ def check_structure(atoms: Atoms, where: str = "") -> None:
     if smallest <= 1e-8:
         raise ValueError(
             f"{where}pbc is {atoms.pbc.tolist()} but the cell vectors of the periodic directions "
-            "are zero, shorter than 1e-8 Å or dependent: set atoms.cell in Å, or atoms.pbc = False"
+            "are zero, shorter than 1e-8 Å or linearly dependent: set atoms.cell in Å, or "
+            "atoms.pbc = False"
         )
     if len(periodic) == 3 and abs(np.linalg.det(periodic)) < SMALLEST_ROOM * len(atoms):
         # there would be too many neighbours within a cutoff

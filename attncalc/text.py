@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# errors that a user can cause; any other error is a bug, and printed with its traceback
+EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, ImportError)
+
 
 def counted(n: int, noun: str) -> str:
     """Return a number and its noun, which takes an s unless the number is 1."""

@@ -114,7 +114,7 @@ def test_species_that_are_not_in_the_table_are_named():
         species_of(torch.tensor([26, 1, 7, 26]), (1, 6, 8))
     assert str(error.value) == (
         "this model was not trained on N Fe; its elements are: H C O; "
-        "list other models by: attncalc models"
+        "`attncalc models` lists others"
     )
 
 

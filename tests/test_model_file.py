@@ -438,7 +438,7 @@ def test_a_file_of_an_earlier_version_names_its_baseline(path: Path) -> None:
 
 
 NOVELTY_ERRORS = {
-    "no environments": (lambda h, t: h.pop("novelty"), r"tensor 'novelty\.closest' is not known"),
+    "no environments": (lambda h, t: h.pop("novelty"), r"unexpected tensor 'novelty\.closest'"),
     "no tensor": (lambda h, t: t.pop("novelty.mean"), r"tensor 'novelty\.mean' is missing"),
     "missing key": (lambda h, t: h["novelty"].pop("n_atoms"), "'n_atoms' is missing or not a list"),
     "unknown key": (lambda h, t: h["novelty"].update(k=1), r"unknown header entries \['k'\]"),
@@ -471,7 +471,7 @@ CLUSTER_ERRORS = {
     ),
     "no centres": (
         lambda h, t: h["novelty"].pop("n_centres"),
-        r"tensor 'novelty\.centres' is not known",
+        r"unexpected tensor 'novelty\.centres'",
     ),
 }
 
@@ -526,7 +526,7 @@ HEADER_ERRORS = {
     "unknown key": (lambda h, t: h.update(run="rm"), r"unknown header entries \['run'\]"),
     "missing key": (lambda h, t: h.pop("species"), "'species' is missing or not a list"),
     "wrong type": (lambda h, t: h.update(scale={}), "'scale' is missing or not a list"),
-    "unknown network": (lambda h, t: h.update(network="os"), "'os' is not known; known: so3"),
+    "unknown network": (lambda h, t: h.update(network="os"), "unknown 'os'; this version has: so3"),
     "unknown option": (
         lambda h, t: h["config"].update(colour=1),
         "config of 'so3krates': 'colour' is unknown; a newer attncalc may have written it",
@@ -544,7 +544,7 @@ HEADER_ERRORS = {
         lambda h, t: h["config"].update(num_layers="1"),
         "config of 'so3krates': num_layers must be a whole number, got '1'",
     ),
-    "unknown pair term": (lambda h, t: h["pair_terms"][0].update(name="os"), "'os' is not known"),
+    "unknown pair term": (lambda h, t: h["pair_terms"][0].update(name="os"), "unknown 'os'"),
     "pair term of wrong type": (lambda h, t: h["pair_terms"][0].update(name=["zbl"]), "pair_terms"),
     "pair term without config": (lambda h, t: h["pair_terms"][0].pop("config"), "in pair_terms"),
     "pair term with more": (lambda h, t: h["pair_terms"][0].update(x=1), "in pair_terms"),
@@ -620,7 +620,7 @@ HEADER_ERRORS = {
     ),
     "nested too deeply": (lambda h, t: h["training"].update(a=nested(40)), "nested deeper than 32"),
     "tensor missing": (lambda h, t: t.pop(SOME), rf"tensor '{SOME}' is missing \(1 in all\)"),
-    "tensor too many": (lambda h, t: t.update(x=torch.ones(1)), "tensor 'x' is not known"),
+    "tensor too many": (lambda h, t: t.update(x=torch.ones(1)), "unexpected tensor 'x'"),
     "tensor of wrong shape": (
         lambda h, t: t.update({SOME: t[SOME][:-1].clone()}),
         rf"'{SOME}' has shape \[9, 10\], the header asks for \[10, 10\]",

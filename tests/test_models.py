@@ -251,7 +251,7 @@ def test_silicon_holds_its_atoms():
     assert 3.5 < energies[-1] - energies[0] < 5.5
     assert energies.max() < energies[-1] + 0.5
     alone, crystal = calculator.calculate_many([Atoms("Si"), bulk("Si", a=5.469)])
-    assert alone["energy"] - crystal["energy"] / 2 == pytest.approx(4.63, abs=0.05)
+    assert alone["energy"] - crystal["energy"] / 2 == pytest.approx(4.63, abs=0.02)
 
 
 @pytest.mark.filterwarnings("ignore:.*outside the training data")

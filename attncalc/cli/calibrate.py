@@ -38,11 +38,11 @@ FEW = 100
 @output_options
 @one_line_errors
 def calibrate(model, data_file, labels, splits, energy_unit, length_unit, output) -> None:
-    """Write a copy of a model with a description of its training data, which gives novelty.
+    """Write a copy of a model with statistics of its training data, which give novelty.
 
     DATA are the labelled structures that the model was trained and validated on: atoms in
     surroundings like theirs will have a novelty below 1. MODEL may be the output folder of a
-    training, whose data are then used. Trainings do this themselves; weights stay as they are.
+    training, whose data are then used. `attncalc train` does this by itself. Weights do not change.
 
     Example: attncalc calibrate old.safetensors ethanol.npz --split train_01 -o new.safetensors
     """

@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attncalc.cli import shards
-from attncalc.cli.errors import EXPECTED
 from attncalc.cli.output import say, silently
 from attncalc.cli.shards import ATTEMPTS, LOOK, PAUSE, Gone, Job, Solver, Work, bug_in_one_line
 from attncalc.files import write_atomically
-from attncalc.text import one_line
+from attncalc.text import EXPECTED, one_line
 
 if TYPE_CHECKING:
     from distributed import Client, Future

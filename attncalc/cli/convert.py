@@ -44,7 +44,9 @@ def convert_so3krates(params, config, elements, output) -> None:
 
 @convert.command(name="so3lr")
 @click.argument("params")
-@click.option("--config", required=True, help="Its hyperparameters.json.")
+@click.option(
+    "--config", required=True, help="hyperparameters.json, published with the parameters."
+)
 @click.option("--elements", help="Elements to keep, e.g. H,C,N,O. Default: all that were trained.")
 @click.option(
     "--long-range-cutoff",
@@ -58,7 +60,7 @@ def convert_so3krates(params, config, elements, output) -> None:
 def convert_so3lr(params, config, elements, long_range_cutoff, output) -> None:
     """Convert the published SO3LR, params.pkl or an .npz of it, to a model file.
 
-    Nothing in the pickle is run; all that is not an array of numbers is refused.
+    The pickle is never executed; anything but arrays of numbers in it is refused.
 
     Example: attncalc convert so3lr params.pkl --config hyperparameters.json -o so3lr.safetensors
     """
@@ -77,9 +79,19 @@ def convert_so3lr(params, config, elements, long_range_cutoff, output) -> None:
 @convert.command(name="equiformer")
 @click.argument("weights")
 @click.option("--config", required=True, help="JSON file of hyper-parameters.")
-@click.option("--std", default=1.0, show_default=True, help="Factor of the network's energies, eV.")
-@click.option("--mean", default=0.0, show_default=True, help="Mean energy to add per molecule, eV.")
-@click.option("--n-atoms", type=int, help="Number of atoms of that molecule.")
+@click.option(
+    "--std",
+    default=1.0,
+    show_default=True,
+    help="Standard deviation of the training energies, eV: factor of the network's energies.",
+)
+@click.option(
+    "--mean",
+    default=0.0,
+    show_default=True,
+    help="Mean of the training energies, eV: added to the energy of every molecule.",
+)
+@click.option("--n-atoms", type=int, help="Number of atoms of the molecule it was trained on.")
 @click.option("--elements", help="Elements to keep, e.g. H,C,N,O. Default: all of the network.")
 @click.option("-o", "--output", required=True, help="Model file to write, .safetensors.")
 @overwrite_option

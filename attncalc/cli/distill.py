@@ -107,7 +107,13 @@ NEEDS = 'distilling needs {}: pip install "attncalc[distill]"'
     help="Timestep of the dynamics, fs.",
 )
 @charge_options
-@click.option("--seed", type=click.IntRange(min=0, max=10**6), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0, max=10**6),
+    default=0,
+    show_default=True,
+    help="Seed of structures, trainings and dynamics.",
+)
 @output_options
 @one_line_errors
 def distill(structure, output, charge, multiplicity, **options) -> None:

@@ -12,46 +12,22 @@ from importlib import import_module
 
 import click
 
-# name: the module, which holds a function of the same name, and the first sentence of its docstring
+# name: the module, which holds a function of the same name, and its line in `attncalc --help`
 COMMANDS = {
-    "calibrate": (
-        "calibrate",
-        "Write a copy of a model with a description of its training data, which gives novelty.",
-    ),
-    "convert": (
-        "convert",
-        "Convert published weights to a model file, or data to a file that trainings can stream.",
-    ),
-    "distill": (
-        "distill",
-        "Distill an oracle into a fast potential of the last structure of a file.",
-    ),
-    "eval": (
-        "evaluate",
-        "Evaluate the errors of a model on labelled structures, per property and element.",
-    ),
-    "export": (
-        "export",
-        "Write the frames of an H5MD trajectory as extended XYZ, ASE's .traj or PDB.",
-    ),
-    "label": ("label", "Label every structure of a file with the energy and forces of an oracle."),
-    "lammps": ("lammps", "Run a script of LAMMPS in which two lines name a model."),
-    "md": (
-        "md",
-        "Run molecular dynamics of the last structure of a file, or of all with --replicas.",
-    ),
-    "models": ("models", "List the models that come with attncalc: elements, data, errors."),
-    "relax": ("relax", "Relax every structure of a file until no force exceeds --fmax."),
-    "sample": ("sample", "Sample molecules of H C N O F P S Cl and label their structures."),
-    "spectrum": (
-        "spectrum",
-        "Draw vibrational density of states and infrared spectrum of an H5MD trajectory.",
-    ),
-    "train": ("train", "Train a model by a recipe; a stopped run continues where it was."),
-    "verify": (
-        "verify",
-        "Check the physics of a model: forces, stress, symmetries, batching, neighbour lists.",
-    ),
+    "calibrate": ("calibrate", "Give a model the statistics that novelty is computed from."),
+    "convert": ("convert", "Convert published weights, or data to one HDF5 file."),
+    "distill": ("distill", "Train a fast potential of one molecule from another method."),
+    "eval": ("evaluate", "Evaluate the errors of a model on labelled structures."),
+    "export": ("export", "Write an H5MD trajectory as extended XYZ, .traj or PDB."),
+    "label": ("label", "Label structures with energies and forces of another method."),
+    "lammps": ("lammps", "Run a LAMMPS input script with a model as its pair style."),
+    "md": ("md", "Run molecular dynamics."),
+    "models": ("models", "List the models that come with attncalc."),
+    "relax": ("relax", "Relax structures until no force exceeds --fmax."),
+    "sample": ("sample", "Sample and label organic molecules as training data."),
+    "spectrum": ("spectrum", "Draw vibrational spectra of an H5MD trajectory."),
+    "train": ("train", "Train a model by a recipe, or continue its training."),
+    "verify": ("verify", "Check the physics of a model: forces, stress, symmetries."),
 }
 
 

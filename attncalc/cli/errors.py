@@ -11,10 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from attncalc.signals import ctrl_c_in_loops
-from attncalc.text import one_line
-
-# errors that a user can cause; any other error is a bug
-EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, ImportError)
+from attncalc.text import EXPECTED, one_line
 
 # exit status of a command whose result is outside the training data of the model
 OUTSIDE_STATUS = 2

@@ -41,6 +41,16 @@ OF_FRAMES = ("step", "time_fs", NOVELTY, SPREAD, "pressure_GPa", "broken_bonds")
 _VELOCITIES = ("vel", "velo", "velocity", "velocities")
 
 
+def refuse_input(target: Path, source: Path) -> None:
+    """Refuse to replace the file that is read.
+
+    Raises:
+        ValueError: both are the same file.
+    """
+    if target.exists() and target.samefile(source):
+        raise ValueError(f"{target} is the input: name another output with -o")
+
+
 def existing_file(path: str) -> Path:
     """Return the path of a file that exists; checked before outputs are named after it.
 

@@ -20,6 +20,7 @@ from attncalc.cli.files import (
     forget_results,
     from_anywhere,
     new_structure_file,
+    refuse_input,
     require_angstrom,
 )
 from attncalc.cli.options import oracle_option
@@ -60,8 +61,7 @@ def label(structures, oracle, output, **many) -> None:
     """
     source = existing_file(structures)
     target = Path(output or source.with_suffix(".labelled.xyz"))
-    if target.exists() and target.samefile(source):
-        raise ValueError(f"{target} is the input: name another output with -o")
+    refuse_input(target, source)
     target = output_of_shards(source, target)
     new_structure_file(target)
     require_angstrom(source)

@@ -14,13 +14,15 @@ from attncalc.cli.options import calculator_options, set_threads
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @calculator_options
 @click.option("--charge", type=int, default=0, show_default=True, help="Total charge, e.")
-@click.option("--spin", type=int, help="Multiplicity 2S+1. Default: the lowest.")
+@click.option(
+    "--multiplicity", "--spin", "spin", type=int, help="Multiplicity 2S+1. Default: the lowest."
+)
 @one_line_errors
 def lammps(script, arguments, threads, **options) -> None:
-    """Run a script of LAMMPS in which two lines name a model.
+    """Run a LAMMPS input script with a model as its pair style.
 
-    They are: pair_style attncalc MODEL, and pair_coeff * * with the element of every atom type.
-    Arguments after SCRIPT go to LAMMPS: -var, -log and others.
+    The script has the lines "pair_style attncalc MODEL" and "pair_coeff * * ELEMENT ...", with the
+    element of every atom type. Arguments after SCRIPT go to LAMMPS: -var, -log and others.
 
     Example: attncalc lammps in.silicon -var T 300
 

@@ -23,6 +23,7 @@ from attncalc.cli.files import (
     existing_file,
     from_anywhere,
     read_structures,
+    refuse_input,
     remove_other_velocities,
     require_writable,
 )
@@ -74,7 +75,13 @@ NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressib
 @model_option
 @charge_options
 @calculator_options
-@click.option("--ensemble", type=click.Choice(ENSEMBLES), default="nvt", show_default=True)
+@click.option(
+    "--ensemble",
+    type=click.Choice(ENSEMBLES),
+    default="nvt",
+    show_default=True,
+    help="Constant energy (nve), temperature (nvt), or temperature and pressure (npt).",
+)
 @click.option(
     "--temperature",
     default=300.0,
@@ -95,7 +102,7 @@ NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressib
     "--relaxation",
     default=100.0,
     show_default=True,
-    help="Relaxation time of velocity rescaling (bussi, npt), fs.",
+    help="Time constant of the thermostat that rescales velocities (bussi, npt), fs.",
 )
 @click.option("--pressure", default=0.0, show_default=True, help="Pressure (npt), GPa.")
 @click.option(
@@ -109,7 +116,7 @@ NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressib
     "--cell-relaxation",
     default=1000.0,
     show_default=True,
-    help="Relaxation time of the cell (npt), fs.",
+    help="Time constant of the barostat (npt), fs.",
 )
 @click.option(
     "--compressibility",
@@ -181,12 +188,12 @@ def md(
 ) -> None:
     """Run molecular dynamics of the last structure of a file, or of all with --replicas.
 
-    Of an .h5md of several systems, all continue in one batch.
+    If the file is an .h5md with several systems, all of them continue in one batch.
 
     Writes the trajectory, a log (.csv), a picture (.png) and, beside an .h5md, a checkpoint (.ckpt)
     of the same name. Velocities (momenta) in the file are kept; otherwise they are drawn at
-    --temperature. Temperatures do not count motions that the run conserves: the drift of the whole
-    (all but Langevin dynamics) and the rotation of a molecule (nve and --thermostat bussi).
+    --temperature. Temperatures exclude conserved motion: that of the centre of mass (all but
+    Langevin dynamics) and the rotation of a molecule (nve and --thermostat bussi).
 
     Example: attncalc md relaxed.xyz --temperature 300 -o run.h5md
 
@@ -215,7 +222,7 @@ def md(
             f"--timestep is in fs, and {timestep:g} fs is too long for a run: 0.5 is usual, with "
             "heavy atoms up to 5"
         )
-    for name in ("steps", "timestep", "friction", "relaxation", "cell_relaxation"):
+    for name in ("steps", "timestep", "temperature", "friction", "relaxation", "cell_relaxation"):
         if options[name] <= 0:  # in the unit of the option
             raise ValueError(f"{_as_typed(name)} must be positive, got {options[name]:g}")
     for name in ("timestep", "relaxation", "cell_relaxation"):
@@ -333,8 +340,8 @@ def _older_aside(target: Path, source: Path) -> Iterator[None]:
         other = target.with_suffix(ending)
         if not other.exists():
             continue
-        if other.samefile(source) and other == target:
-            raise ValueError(f"{target} is the input: name another output with -o")
+        if other == target:
+            refuse_input(target, source)
         if other != target and not other.samefile(source) and _owns_log(other, target):
             raise ValueError(
                 f"{other} has log and picture of the same name: name another output with -o"

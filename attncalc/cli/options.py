@@ -33,7 +33,8 @@ calculator_options = together(
         type=click.IntRange(min=1, max=MOST_THREADS),
         help="CPU threads. Results are bitwise reproducible for a fixed number of threads. "
         f"Default: 1 for compiled networks. Networks in PyTorch use 1 thread below {SMALL} atoms, "
-        "where more are slower; from there on, or if OMP_NUM_THREADS is set, PyTorch chooses.",
+        "where more are slower; from there on, or if OMP_NUM_THREADS is set, PyTorch chooses. "
+        "`lammps`: 1, of every process.",
     ),
     click.option(
         "--long-range-cutoff",

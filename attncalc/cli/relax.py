@@ -20,13 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attncalc.calculator import AttnCalculator
-from attncalc.cli.errors import EXPECTED, OutsideTraining, one_line_errors
+from attncalc.cli.errors import OutsideTraining, one_line_errors
 from attncalc.cli.files import (
     existing_file,
     forget_results,
     from_anywhere,
     new_structure_file,
     read_structures,
+    refuse_input,
     remove_other_velocities,
     require_angstrom,
     require_room,
@@ -60,7 +61,7 @@ from attncalc.files import NoSpaceLeft
 from attncalc.md import relax_batch
 from attncalc.structures import batches
 from attncalc.system import System, what_is_ignored
-from attncalc.text import one_line
+from attncalc.text import EXPECTED, one_line
 
 # atoms of one batch of relaxations: bounds its memory
 ATOMS_AT_ONCE = 2000
@@ -140,8 +141,7 @@ def relax(
     in_shards = any(many.values())
     target = output_of_shards(source, target) if in_shards else output_file(target)
     new_structure_file(target)
-    if target.exists() and target.samefile(source):
-        raise ValueError(f"{target} is the input: name another output with -o")
+    refuse_input(target, source)
     if in_shards:
         if charge is not None or multiplicity is not None:
             raise ValueError(

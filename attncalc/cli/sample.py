@@ -29,7 +29,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Number of processes.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of molecules and frames; equal seeds give equal data.",
+)
 @click.option(
     "--minutes",
     type=Minutes(),

@@ -28,12 +28,12 @@ import click
 from ase import Atoms
 from ase.io import write
 
-from attncalc.cli.errors import EXPECTED, OutsideTraining
+from attncalc.cli.errors import OutsideTraining
 from attncalc.cli.output import output_file, overwrites, report_json, say, together, warn
 from attncalc.cli.progress import progress_bar
 from attncalc.data.shards import Frame, Shards, find_shards
 from attncalc.files import FileLock, NoSpaceLeft, replacing, write_atomically
-from attncalc.text import one_line
+from attncalc.text import EXPECTED, one_line
 
 # structures per shard: a kill may cost this many, and they share batches
 STRUCTURES = 64

@@ -93,9 +93,9 @@ def _told(dataset: Dataset, difference: Floats, work: Floats, volume: Floats) ->
     if unexplained(best) > FITS or as_read < FITS_WORSE * max(unexplained(best), 0.01):
         return None
     return (
-        f"{dataset.source}: the work of the stresses leaves {as_read:.0%} of the energies of "
-        f"strained cells unexplained ({len(difference)} pairs): {best.text}; that leaves "
-        f"{unexplained(best):.1%}"
+        f"{dataset.source}: stresses do not fit the energies of strained cells "
+        f"({len(difference)} pairs, relative residual {as_read:.2g}): {best.text}; then it is "
+        f"{unexplained(best):.2g}"
     )
 
 

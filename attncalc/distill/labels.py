@@ -16,13 +16,12 @@ from attncalc.files import replacing
 from attncalc.files.hdf5_reading import LocalFile
 from attncalc.files.hdf5_writing import new_hdf5
 from attncalc.options import option_of
-from attncalc.sampling.oracles import Labels, Oracle
+from attncalc.sampling.oracles import LARGEST_FORCE, Labels, Oracle
+from attncalc.sampling.stored import UNITS
 from attncalc.text import one_line
 
 # structures passed to the oracle at once, and s between two writes
 AT_ONCE, WRITE_EVERY = 16, 10.0
-# eV/Å; structures with larger forces are not used for training
-LARGEST_FORCE = 25.0
 
 
 class LabelStore:
@@ -162,7 +161,7 @@ class LabelStore:
             "refused": np.frombuffer(refused, np.float32).reshape(shape),
         }
         texts = {
-            "units": "E: eV; F: eV/Angstrom; R: Angstrom",
+            "units": UNITS,
             **self._source,
             "reasons": json.dumps(list(self.refused.values())),
         }

@@ -145,7 +145,7 @@ def _walk(root: h5g.GroupID, file_size: int, largest_text: int) -> Iterator[str]
                 if depth >= DEEPEST:
                     raise ValueError(
                         f"groups are nested more than {DEEPEST} deep, at "
-                        f"{one_line(path, longest=80)}: no data set is"
+                        f"{one_line(path, longest=80)}: data sets are not nested that deeply"
                     )
                 inner.append((path, depth + 1, item))
         waiting += reversed(inner)

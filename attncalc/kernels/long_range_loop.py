@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from attncalc.compiled import compiled_loop
+from attncalc.kernels.simd.loops import FASTMATH
 
 CHUNK = 256
 # columns of a chunk, each CHUNK numbers long
@@ -26,8 +27,6 @@ D_CHARGE, D_ALPHA, D_RATIO, OF_ENERGY, N_FOUND = 3, 4, 5, 6, 8
 
 # indices of pairs are unsigned: for signed ones Numba checks whether they count from the end
 NO_ATOM = np.uint32(2**32 - 1)
-
-FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 
 @compiled_loop(fastmath=FASTMATH)

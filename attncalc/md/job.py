@@ -257,12 +257,12 @@ def _run(
         n_steps = max(settings.n_steps - state.step, 0)
         run(integrator, force, state, n_steps, callbacks=callbacks)
     except FloatingPointError as error:
-        what, sane, advice = str(error).partition(
-            "; what was written ends with the last sane state"
+        what, valid, advice = str(error).partition(
+            "; what was written ends with the last valid state"
         )
-        if not sane:  # nothing has begun
+        if not valid:  # nothing has begun
             raise
-        told = f"{what}; the last sane frame is in {trajectory.name}{advice}"
+        told = f"{what}; the last valid frame is in {trajectory.name}{advice}"
         raise FloatingPointError(told) from None
     except NoSpaceLeft as full:
         raise NoSpaceLeft(trajectory, full.number, _advice(trajectory, writer)) from None

@@ -93,11 +93,11 @@ def run(
         _require_same_forces(force, state)
     limit = integrator.highest_temperature(state) if state.limit is None else state.limit
     state = state.replace(limit=limit)
-    if what := _insane(state, limit, state):
+    if what := _divergence(state, limit, state):
         raise no_start(what)
     if not resumed:
         state = _with_forces_of(force, state)
-        if what := _insane(state, limit, state):
+        if what := _divergence(state, limit, state):
             raise no_start(what)
     last = state.step + n_steps
     longest = CHUNK[force.device.type] if chunk is None else chunk
@@ -267,7 +267,7 @@ def _advance(
         if state is first:  # a new list does not last for one step: a list for every step
             state = integrator.step(first, force)
             lifetime.is_over = False
-        what = _insane(state, limit, first)
+        what = _divergence(state, limit, first)
     except ImpossiblePositions as error:
         what = str(error)
     if not what:
@@ -311,7 +311,7 @@ def _steps(integrator: Integrator, force: Force, first: MDState, n: int) -> MDSt
     return state
 
 
-def _insane(state: MDState, limit: Tensor, before: MDState) -> str:
+def _divergence(state: MDState, limit: Tensor, before: MDState) -> str:
     """Describe what is wrong with a state; "" if nothing is.
 
     Args:
@@ -361,4 +361,4 @@ def _in_system(k: int, state: MDState) -> str:
 def _exploded(state: MDState, integrator: Integrator, what: str) -> str:
     time = state.step * integrator.timestep / units.fs
     where = f"stopped at {time:.1f} fs: {what}"
-    return f"{where}; what was written ends with the last sane state. {ADVICE}"
+    return f"{where}; what was written ends with the last valid state. {ADVICE}"

@@ -117,7 +117,7 @@ class MDState:
     def temperature(self) -> Tensor:
         """Temperature of the motion that `n_dof` counts, [n_systems] K.
 
-        Drift and rotation of the whole do not count as heat if they are conserved.
+        Motion of the centre of mass and rotation do not count as heat if they are conserved.
         """
         if not bool((self.left_out > 0).any()):
             return self.temperature_of_all_motion

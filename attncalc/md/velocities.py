@@ -1,6 +1,6 @@
 """Velocities and kinetic temperature over the degrees of freedom that a run really has.
 
-Conserved motion does not count as heat: the momentum of the whole in "nve" and "npt" and, for a
+Conserved motion does not count as heat: that of the centre of mass in "nve" and "npt" and, for a
 molecule in "nve", its rotation. Langevin's random forces conserve neither. So there are
 
     3N       in "nvt", and for a single atom
@@ -75,7 +75,8 @@ class Thermometer:
 
     Attributes:
         n_dof: degrees of freedom.
-        excludes_drift: True: the momentum of the whole is conserved, and drift is not counted.
+        excludes_drift: True: the total momentum is conserved, and the motion of the centre of mass
+            is not counted.
         excludes_rotation: True: so is its angular momentum, and rotation is not counted.
     """
 

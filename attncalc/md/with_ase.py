@@ -94,7 +94,7 @@ def run_with_ase(
     if not atoms.get_momenta().any():
         thermometer.draw(atoms, settings.temperature, rng)
     if settings.ensemble == "npt" and _remove_drift(atoms) and tell is not None:
-        tell("the velocities had a drift of the whole, which ASE's npt takes for heat: removed")
+        tell("ASE's npt would count the motion of the centre of mass as heat: removed")
     dynamics = _integrator(atoms, settings, rng)
     summary, told = LogSummary(), False
     bonds: Bonds | None = Bonds.of(System.from_ase(atoms), NONMETALS)
@@ -109,7 +109,7 @@ def run_with_ase(
         def observe() -> None:
             nonlocal told, bonds
             time = dynamics.get_time() / units.fs
-            if what := _insane(atoms, settings, thermometer.n_dof):
+            if what := _divergence(atoms, settings, thermometer.n_dof):
                 raise _exploded(time, what, trajectory) if summary.n_rows else no_start(what)
             ends = dynamics.nsteps == settings.n_steps
             has_frame = ends or not dynamics.nsteps % settings.every
@@ -174,7 +174,7 @@ def _advising(trajectory: Path, summary: LogSummary) -> Iterator[None]:
 
 
 def _remove_drift(atoms: Atoms) -> bool:
-    """Remove the momentum of the whole, in place; return False if it was zero to rounding."""
+    """Remove the momentum of the centre of mass, in place; return False if it was rounding."""
     momenta, masses = atoms.get_momenta(), atoms.get_masses()
     velocity = momenta.sum(0) / masses.sum()
     atoms.set_momenta(momenta - masses[:, None] * velocity)
@@ -249,7 +249,7 @@ def _pressure(atoms: Atoms, temperature: float) -> float:
     return ideal - np.trace(atoms.get_stress(voigt=False, apply_constraint=False)) / 3
 
 
-def _insane(atoms: Atoms, settings: Settings, n_dof: int) -> str:
+def _divergence(atoms: Atoms, settings: Settings, n_dof: int) -> str:
     """Describe what is wrong with the state of the run; cheap enough for every step."""
     kinetic = atoms.get_kinetic_energy()
     if not np.isfinite(kinetic + atoms.get_potential_energy()):
@@ -270,7 +270,7 @@ def no_start(what: str) -> FloatingPointError:
 
 def _exploded(time: float, what: str, trajectory: Path) -> FloatingPointError:
     return FloatingPointError(
-        f"stopped at {time:.1f} fs: {what}; the last sane frame is in {trajectory.name}. {ADVICE}"
+        f"stopped at {time:.1f} fs: {what}; the last valid frame is in {trajectory.name}. {ADVICE}"
     )
 
 

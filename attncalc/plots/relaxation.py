@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from attncalc.novelty.messages import OUTSIDE_TEXT
 from attncalc.plots.style import BLUE, SERIES, headline, legend_above, logarithmic, tidy
 
 # more curves cannot be distinguished: they have one colour, fainter the more there are
 FEW = 5
 _CONVERGED = ("NOT converged", "converged")
-_OUTSIDE = "outside the training data"
 
 
 def relax_summary(
@@ -75,6 +75,6 @@ def relax_summary(
         legend_above(axes, columns=2)
     told = f"{n_converged} of {n} converged" if n > 1 else _CONVERGED[n_converged]
     if n_outside := sum(outside or ()):
-        told = _OUTSIDE if n == 1 else f"{n_outside} of {n} {_OUTSIDE}; {told}"
+        told = OUTSIDE_TEXT if n == 1 else f"{n_outside} of {n} {OUTSIDE_TEXT}; {told}"
     headline(figure, f"{title}: {told}" if title else told)
     return figure

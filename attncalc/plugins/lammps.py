@@ -33,7 +33,7 @@ from attncalc.plugins.novelty_monitor import NoveltyMonitor
 from attncalc.plugins.part_evaluator import SKIN, Part, PartEvaluator, are_equal
 from attncalc.potential import Potential
 from attncalc.system import System
-from attncalc.text import one_line
+from attncalc.text import EXPECTED, one_line
 
 CHANGING_FORCES = (
     *("setforce", "aveforce", "lineforce", "planeforce", "enforce2d", "freeze"),
@@ -54,9 +54,6 @@ HEARD = 0.3
 
 SIX = [0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]
 """Rows and columns of LAMMPS' xx, yy, zz, xy, xz, yz."""
-
-EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, ImportError)
-"""Errors that a user can cause; any other error is a bug and printed with its traceback."""
 
 
 def attach(

@@ -25,12 +25,10 @@ from attncalc.sampling.geometry import (
     turned,
 )
 from attncalc.sampling.molecules import Molecule
-from attncalc.sampling.oracles import Labels, Oracle
+from attncalc.sampling.oracles import LARGEST_FORCE, Labels, Oracle
 from attncalc.sampling.relaxation import relaxations, rounded
 
 KINDS = ("relaxed", "hot", "displaced", "stretched", "turned", "scan", "transferred", "cluster")
-# eV/Å; frames with larger forces are dropped
-LARGEST_FORCE = 25.0
 # K, range of log-uniform temperatures of hot frames
 COLDEST, HOTTEST = 200.0, 1400.0
 # hot frames of a molecule, and fs between two of them

@@ -32,6 +32,8 @@ SCC_ITERATIONS = 150
 MOST_FRACTIONAL = 0.05
 # errors that may be due to a single structure: it is unknown, or too large for the memory
 _OF_ONE = (ValueError, RuntimeError, MemoryError)
+# eV/Å; structures with larger forces are not used for training
+LARGEST_FORCE = 25.0
 # electrons that a calculator assumes by default
 _UNTOLD = {"charge": 0, "multiplicity": 1}
 

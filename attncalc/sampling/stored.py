@@ -35,7 +35,7 @@ _PER_FRAME = {
 }
 # labels that an oracle may not give, for some or for all structures
 _OPTIONAL = ("charges", "hirshfeld_ratios", "dipole")
-_UNITS = "E: eV; F: eV/Angstrom; R: Angstrom"
+UNITS = "E: eV; F: eV/Angstrom; R: Angstrom"
 
 
 def chunk_bytes(chunk: Chunk, drawn: Sequence[str]) -> bytes:
@@ -165,7 +165,7 @@ def write_frames(
         contents.molecules = len(names)
         # texts of fixed length: those of variable length are stored in heaps, which may get damaged
         file["molecule_smiles"] = np.array([name.encode() for name in names])
-        texts = {"units": _UNITS, "kinds": " ".join(KINDS), **attributes}
+        texts = {"units": UNITS, "kinds": " ".join(KINDS), **attributes}
         for key, text in texts.items():
             file.attrs[key] = np.bytes_(text.encode())
     return contents

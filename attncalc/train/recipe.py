@@ -14,14 +14,11 @@ from typing import Any, Literal
 import numpy as np
 
 from attncalc.model_file import NETWORKS, PAIR_TERMS, find_model, header, model_name
-from attncalc.model_header import DTYPES, LARGEST_FILE, MOST_MEMBERS
+from attncalc.model_header import DTYPES, LARGEST_FILE, MOST_MEMBERS, RENAMED_IN_TRAINING
 from attncalc.options import is_finite
 from attncalc.physics.long_range import LongRangeConfig
 from attncalc.text import one_line
 from attncalc.train.plain_yaml import read_yaml
-
-# Keys of earlier versions, which are still read: old name -> name.
-RENAMED = {"corrects": "baseline"}
 
 LARGEST_NOISE = 0.5  # Å
 # atoms that a training processes in all, and in a step, if its recipe does not say
@@ -508,10 +505,10 @@ def with_current_names(content: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: a key is given by its old and by its present name.
     """
-    for old, new in RENAMED.items():
+    for old, new in RENAMED_IN_TRAINING.items():
         if old in content and new in content:
             raise ValueError(f"{old!r} is the old name of {new!r}: give only one of them")
-    return {RENAMED.get(key, key): value for key, value in content.items()}
+    return {RENAMED_IN_TRAINING.get(key, key): value for key, value in content.items()}
 
 
 def usable_as_file_name(name: str) -> bool:

@@ -465,7 +465,7 @@ def test_md_that_explodes(ethanol_file: str) -> None:
     said = fails(
         *("md", ethanol_file, "--model", ETHANOL, "--timestep", 20, "--steps", 500, "-o", "a.xyz")
     )
-    assert re.match(r"Error: stopped at \d+\.0 fs: .*; the last sane frame is in a\.xyz\. ", said)
+    assert re.match(r"Error: stopped at \d+\.0 fs: .*; the last valid frame is in a\.xyz\. ", said)
     assert len(read("a.xyz", ":")) >= 1
     assert Path("a.png").read_bytes().startswith(b"\x89PNG"), "of what there is"
 

@@ -629,7 +629,7 @@ def test_a_list_that_cannot_be_made_in_time_stops_the_run(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("chunk", [1, 16])
-def test_an_explosion_stops_at_the_last_sane_state(forces: Evaluator, chunk: int) -> None:
+def test_an_explosion_stops_at_the_last_valid_state(forces: Evaluator, chunk: int) -> None:
     wild = md.Verlet(timestep=12 * FS)
     first = start(forces, integrator=wild, temperature=3000.0)
     seen: list[md.MDState] = []
@@ -644,12 +644,12 @@ def test_an_explosion_stops_at_the_last_sane_state(forces: Evaluator, chunk: int
         md.run(wild, forces, first, 2000, callbacks=[keeper], chunk=chunk)
     last = seen[-1]
     limit = wild.highest_temperature(first)
-    assert not simulation._insane(last, limit, last)
+    assert not simulation._divergence(last, limit, last)
     assert simulation._advance(wild, forces, last, 1, limit, simulation._ListLifetime())[1]
     assert keeper.events[-1] == ("end", -1)
 
 
-def test_all_callbacks_see_the_last_sane_state_of_an_explosion() -> None:
+def test_all_callbacks_see_the_last_valid_state_of_an_explosion() -> None:
     """Also those that are not due with it, while another is."""
     force, calls_of_force = springs(1.0), []
 
@@ -680,7 +680,7 @@ def test_energy_that_leaps_is_noticed() -> None:
     limit = VERLET.highest_temperature(state)
     most = float(units.kB * limit * state.n_dof.sqrt())
     for leap, noticed in ((0.9 * most, False), (1.1 * most, True), (-1.1 * most, True)):
-        found = simulation._insane(state.replace(energy=state.energy + leap), limit, state)
+        found = simulation._divergence(state.replace(energy=state.energy + leap), limit, state)
         assert found == (f"energy is not conserved, it changed by {leap:+.1f} eV" * noticed)
 
 

@@ -406,7 +406,7 @@ def test_a_timestep_that_is_far_too_long(
     settings = Settings(ensemble, n_steps=1000, timestep=20.0 * units.fs, every=50)
     with pytest.raises(FloatingPointError, match=r"stopped at \d+\.0 fs: ") as error:
         run_with_ase(atoms, settings, tmp_path / "a.xyz")
-    assert "the last sane frame is in a.xyz. Relax the structure first" in str(error.value)
+    assert "the last valid frame is in a.xyz. Relax the structure first" in str(error.value)
     assert "\n" not in str(error.value)
     frames = read(tmp_path / "a.xyz", ":")
     assert len(frames) == len(log_of(tmp_path / "a.xyz")) < 100

@@ -139,9 +139,9 @@ def test_predictions_are_those_of_the_model(recipe, parts, done) -> None:
     results = [result for _, result in evaluate_many(model, parts[1].structures, batch_atoms=1)]
     for name in ("forces", "charges", "hirshfeld_ratios"):
         theirs = torch.cat([getattr(result, name) for result in results])
-        assert torch.allclose(getattr(found, name).detach(), theirs, atol=1e-9), name
+        assert torch.allclose(getattr(found, name).detach(), theirs, rtol=0, atol=1e-9), name
     energies = torch.cat([result.energy for result in results])
-    assert torch.allclose(found.energy.detach(), energies, atol=1e-9)
+    assert torch.allclose(found.energy.detach(), energies, rtol=0, atol=1e-9)
     calc = AttnCalculator(done.model, device="cpu")
     atoms = parts[1].structures[0].copy()
     atoms.calc = calc
@@ -197,7 +197,7 @@ def test_sizes_of_long_graphs_are_their_own(recipe, parts) -> None:
     step = eager_step(potential, weights)
     assert relative_error(step, step, batch) == 0
     for ours, theirs in zip(step(batch)[1], step(again)[1], strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-5)
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_flatten_and_back(recipe, parts) -> None:
@@ -342,10 +342,12 @@ def test_training_with_an_ewald_sum(recipe, tmp_path) -> None:
     found = predict(model, batch.graphs, batch.volume)
     systems, results = zip(*evaluate_many(model, frames, batch_atoms=1), strict=True)
     forces = torch.cat([result.forces for result in results])
-    assert torch.allclose(found.forces.detach(), forces, atol=1e-9)
+    assert torch.allclose(found.forces.detach(), forces, rtol=0, atol=1e-9)
     for k, (system, result) in enumerate(zip(systems, results, strict=True)):
         if system.pbc.all():
-            assert torch.allclose(found.stress[k].detach(), result.stress(system)[0], atol=1e-9)
+            assert torch.allclose(
+                found.stress[k].detach(), result.stress(system)[0], rtol=0, atol=1e-9
+            )
     again = unflatten(flatten(batch), batch)
     assert torch.equal(again.system.cell, batch.system.cell)
 

@@ -1,4 +1,4 @@
-"""What the README shows is run: a snippet that no longer works fails here."""
+"""Snippets of the README are run; commands and links of all documents are checked."""
 
 import re
 import shlex
@@ -13,10 +13,12 @@ from attncalc.cli import main
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 COMMANDS = [
-    line.split("#")[0]
-    for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
-    for line in block.splitlines()
+    pytest.param(line.split(" #")[0], id=f"{page.name}: {line[:60]}")
+    for page in PAGES
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
     if line.startswith("attncalc ")
 ]
 
@@ -64,6 +66,7 @@ def test_commands_are_understood(command):
     click_command.make_context(name, arguments, parent)  # raises on what is not known to it
 
 
-def test_links_and_pictures_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (REPOSITORY / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_links_and_pictures_exist(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), target

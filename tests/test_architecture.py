@@ -130,10 +130,8 @@ def test_the_path_is_the_one_that_runs(path: str, trace: Callable[[], Trace], go
     assert from_elsewhere == pytest.approx(len(found.from_elsewhere), abs=3)
 
 
-def test_links_exist():
+def test_files_exist():
     for page in ("architecture.md", "extending.md"):
         text = (REPOSITORY / "docs" / page).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#]+)\)", text):
-            assert target.startswith("http") or (REPOSITORY / "docs" / target).exists(), target
         for target in re.findall(r"`((?:attncalc|tests)/[\w/]+\.\w+)`", text):
             assert (REPOSITORY / target).exists(), target

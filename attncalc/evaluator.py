@@ -99,7 +99,8 @@ class Evaluator(PlainlyPickled):
     def __call__(self, system: System) -> Result:
         """Return the results of a system; neighbour lists are rebuilt if necessary.
 
-        Charges and multiplicities are not checked at every step: `take` does that once.
+        Charges and multiplicities are not checked at every step: `take` does that once. Elements
+        and periodic directions must not be changed through NumPy arrays that share their memory.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed, also while a compiled loop returned its arrays.

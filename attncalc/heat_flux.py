@@ -153,7 +153,8 @@ class _Unfolded:
 
     def __init__(self, potential: Potential, system: System) -> None:
         reach = depth_of(potential) * (potential.cutoff + SKIN)
-        self._like = system
+        self._like, self._cutoff = system, potential.cutoff
+        self._start = system.positions.numpy().copy(), system.cell[0].numpy().copy()
         self._rows, self._shifts = _images(system, reach)
         numbers = system.atomic_numbers.numpy()
         species = species_of(system.atomic_numbers, potential.species).numpy()
@@ -180,7 +181,23 @@ class _Unfolded:
 
     def graphs(self, system: System) -> Graphs | None:
         """Return the graphs; None if the list may miss an edge."""
+        if self._may_miss_images(system):
+            return None
         return self.domain.graphs(self.positions(system), _OPEN)
+
+    def _may_miss_images(self, system: System) -> bool:
+        """Return True if images may have come within the cutoff that are no nodes.
+
+        These were farther than cutoff + SKIN. With x' = x + x D + u for the atoms, where D is what
+        the deformation of the cell adds, distances d become at least d (1 - |D|) - 2 max |u|.
+        """
+        start, before = self._start
+        periodic = system.pbc[0].numpy()
+        before, cell = before[periodic], system.cell[0].numpy()[periodic]
+        added = np.linalg.pinv(before) @ (cell - before)
+        moved = np.linalg.norm(system.positions.numpy() - start - start @ added, axis=1).max()
+        least = (self._cutoff + SKIN) * (1 - np.linalg.norm(added, 2)) - 2 * moved
+        return bool(periodic.any() and least < self._cutoff)
 
 
 _OPEN = Box(np.zeros((3, 3)), np.zeros(3, bool))

@@ -153,6 +153,19 @@ def test_lists_last_while_atoms_move(calc: AttnCalculator) -> None:
     assert calc._heat_flux._unfolded is not images
 
 
+def test_images_that_a_smaller_cell_brings_near(calc: AttnCalculator) -> None:
+    """Around a molecule that does not move, and around a single atom."""
+    for wide, narrow in ((moving(ethanol()), 6.0), (moving(Atoms("O")), 2.5)):
+        wide.pbc = True
+        wide.set_cell([20.0] * 3)
+        close = wide.copy()
+        close.set_cell([narrow] * 3)
+        calc.get_heat_flux(wide)
+        fresh = AttnCalculator(calc.evaluator.plain, device="cpu").get_heat_flux(close)
+        assert_close(calc.get_heat_flux(close), fresh, 1e-10)
+        assert np.abs(fresh.potential - calc.get_heat_flux(wide).potential).max() > 1e-8
+
+
 def test_by_an_engine() -> None:
     atoms = moving(bulk("Si", cubic=True))
     engine = AttnCalculator("so3krates-silicon", device="cpu")

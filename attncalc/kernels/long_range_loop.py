@@ -76,7 +76,7 @@ def _evaluate(n, c, numbers):
     w0, w1, w2, w3 = numbers[2], numbers[3], numbers[4], numbers[5]
     for k in range(n):
         alpha, u = c[ALPHA + k], c[ROOT + k]
-        for _ in range(2):  # Halley steps to the seventh root: each triples the digits
+        for _ in range(3):  # Halley steps to the seventh root: each triples the digits
             u3 = u * u * u
             u7 = u3 * u3 * u
             u *= (6 * u7 + 8 * alpha) / (8 * u7 + 6 * alpha)

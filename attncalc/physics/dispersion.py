@@ -24,6 +24,7 @@ RADIUS = FINE_STRUCTURE ** (-4 / 21)
 WIDTH = (-0.00433008, 0.24428889, 0.04125273, -0.00078893)
 # damping radius over alpha^(1/7) at a damping of 1, bohr
 DAMPING_RADIUS = 2 * 2.54
+NARROWEST = 0.05  # Å, range in which the energy is switched off
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class DispersionConfig(LongRangeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive("switch_width", self.switch_width)
+        if self.switch_width < NARROWEST:
+            raise ValueError(
+                f"switch_width must be at least {NARROWEST} Å, got {self.switch_width:g}: forces "
+                "would change too fast to be tabulated"
+            )
         positive("damping", self.damping)
 
 

@@ -38,10 +38,29 @@ from attncalc.text import EXPECTED, one_line
 CHANGING_FORCES = (
     *("setforce", "aveforce", "lineforce", "planeforce", "enforce2d", "freeze"),
     *("shake", "rattle", "store/force", "ti/spring", "plumed", "flow/gauss", "poems"),
+    *("grem", "pafi", "damping/cundall"),
     *("rigid", "rigid/nve", "rigid/nvt", "rigid/npt", "rigid/nph", "rigid/small"),
     *("rigid/nve/small", "rigid/nvt/small", "rigid/npt/small", "rigid/nph/small"),
 )
 """Styles of `fix` that change or read the forces so far."""
+
+WITHOUT_MODEL = {
+    **{
+        style: f"{style} would leave the model out, as all fixes: calc.get_hessian() and "
+        "calc.get_stress() have its derivatives"
+        for style in ("born/matrix", "numdiff", "numdiff/virial")
+    },
+    "hmc": "fix hmc would keep the model's energy of rejected moves: it restores that of the pair "
+    "style only",
+    **{
+        style: f"fix {style} would delete atoms at no cost: it hides them from pair styles only, "
+        "and the model goes on to see them"
+        for style in ("gcmc", "charge/regulation")
+    },
+    "sgcmc": "fix sgcmc would accept every swap: it takes energies of swaps from the pair style; "
+    "fix atom/swap asks the model",
+}
+"""Styles of `compute` and `fix` that do not know the energy or forces of a fix, and the reason."""
 
 FIX = "attncalc"
 """Name of the fix in LAMMPS."""
@@ -167,6 +186,11 @@ def check_processes(comm: Any) -> None:
 def _numbers_of(lmp: Any, elements: Sequence[str], potential: Potential) -> Integers:
     """Return the atomic number of every type [n_types + 1]; 0 for NULL and the unused type 0."""
     _refuse_respa(lmp)
+    if lmp.extract_setting("dimension") == 2:
+        raise ValueError(
+            "dimension 2: the model would see the images of the layer above and below it; use "
+            "dimension 3, boundary p p f, and fix setforce NULL NULL 0 behind the model"
+        )
     units = lmp.extract_global("units")
     if units != "metal":
         raise ValueError(f"units {units}: models are in eV and Å, write: units metal")
@@ -231,7 +255,7 @@ def zero_style(potential: Potential) -> list[str]:
 
 
 def _refuse_fixes_before(lmp: Any, comm: Any) -> None:
-    """Refuse fixes that have been defined and change forces: LAMMPS calls them before the model."""
+    """Refuse fixes that have been defined and do not know the model, or are called before it."""
     found: list[list[str]] = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(comm.bcast(folder, root=0)) / "fixes"
@@ -242,7 +266,10 @@ def _refuse_fixes_before(lmp: Any, comm: Any) -> None:
             found = re.findall(pattern, file.read_text(errors="replace"), re.MULTILINE)
         found = comm.bcast(found, root=0)
     for name, style in found:
-        if re.sub("/(gpu|intel|kk|omp|opt)$", "", style) in CHANGING_FORCES:
+        style = re.sub("/(gpu|intel|kk|omp|opt)$", "", style)
+        if style in WITHOUT_MODEL:
+            raise ValueError(WITHOUT_MODEL[style])
+        if style in CHANGING_FORCES:
             raise ValueError(
                 f"fix {name} ({style}) stands before the model and would act before its forces: "
                 "put it after the model"

@@ -23,7 +23,7 @@ import numpy as np
 
 from attncalc.domain import Integers
 from attncalc.model_file import load
-from attncalc.plugins.lammps import FIX, AttnFix, attach
+from attncalc.plugins.lammps import FIX, WITHOUT_MODEL, AttnFix, attach
 
 EXAMPLE = "pair_style attncalc MODEL and pair_coeff * * with the element of every atom type"
 
@@ -45,25 +45,11 @@ OF_PAIRS = (
 )
 """Styles of `compute` that read the pair style, which has no energy, instead of the model."""
 
-WITHOUT_FIXES = {
-    **{
-        style: f"{style} would leave the model out, as all fixes: calc.get_hessian() and "
-        "calc.get_stress() have its derivatives"
-        for style in ("born/matrix", "numdiff", "numdiff/virial")
-    },
-    "hmc": "fix hmc would keep the model's energy of rejected moves: it restores that of the pair "
-    "style only",
-}
-"""Styles of `compute` and `fix` that do not know the energy or forces of a fix, and the reason."""
-
 HYBRIDS = ("attncalc", "hybrid", "hybrid/overlay")
 """First words of `pair_style` that apply the model as a whole."""
 
 WITH_PAIRS = ("pe", "pressure", *PER_ATOM)
 """Styles of `compute` that read the pair style if they have the keyword `pair`."""
-
-INSERTING = ("gcmc", "widom")
-"""Styles of `fix` that read the pair style unless they have the keyword `full_energy`."""
 
 SHARED = ("neighbor", "neigh_modify", "comm_modify")
 """Commands after the two lines that would update ghosts too late if processes share a box."""
@@ -155,8 +141,8 @@ class Script:
 
         for line in self._others:
             style = [*_words(line, "compute")[2:3], *_words(line, "fix")[2:3]]
-            if style and style[0] in WITHOUT_FIXES:
-                raise ValueError(f"{path}: {WITHOUT_FIXES[style[0]]}")
+            if style and style[0] in WITHOUT_MODEL:
+                raise ValueError(f"{path}: {WITHOUT_MODEL[style[0]]}")
         self._refuse_energies_of_minimize(path)
 
     def _refuse_energies_of_minimize(self, path: str | Path) -> None:
@@ -191,9 +177,9 @@ class Script:
                 raise ValueError(
                     f"{path}: neigh_modify exclude: a network of many atoms cannot leave out pairs"
                 )
-            if fix[:1] and fix[0] in INSERTING and "full_energy" not in fix:
+            if fix[:1] == ["widom"] and "full_energy" not in fix:
                 raise ValueError(
-                    f"{path}: fix {fix[0]} would see an ideal gas: add the keyword full_energy"
+                    f"{path}: fix widom would see an ideal gas: add the keyword full_energy"
                 )
 
     def refuse_shared(self, path: str | Path) -> None:
@@ -258,7 +244,7 @@ def run(lmp: Any, path: str | Path, script: Script, **options: Any) -> AttnFix:
         )
     style[place : place + 2] = ["zero", f"{potential.cutoff:.6f}", "nocoeff"]
     _run_lines(lmp, [" ".join(["pair_style", *style]), *script.between])
-    elements = _elements(path, _words(lmp.expand(script.coefficients), "pair_coeff"), place > 0)
+    elements = _elements(path, shlex.split(lmp.expand(script.coefficients))[1:], place > 0)
     electrons = {name: options[name] for name in attached if name in options}
     fix = attach(lmp, potential, elements, **electrons, per_atom=script.reads_atoms)
     _run_lines(lmp, _coefficients(fix.numbers) if place else ["pair_coeff * *"])

@@ -75,6 +75,25 @@ def test_equals_the_terms(structure: Callable, kind: str) -> None:
         assert_equal(by_autograd([term], by_pairs, outputs), expected)  # its edges are made then
 
 
+def test_atoms_of_very_different_polarizability() -> None:
+    """A hydrogen with a small ratio beside an alkali atom: 4 and 400 bohr^3."""
+    elements = (1, 11, 55)
+    terms = [Dispersion(DispersionConfig(12.0), elements)]
+    (term,) = _lower_terms(list(terms), "cpu")
+    for numbers in ([1, 11], [1, 55]):
+        system = System.from_ase(Atoms(numbers, [[0, 0, 0], [0, 0, 3.0]]))
+        options = {"cutoff": 12.0, "skin": 0.0, "species": elements}
+        by_pairs, by_edges = (
+            VerletList.create(**options, by_pairs=by_pairs).update(system)[1]
+            for by_pairs in (True, False)
+        )
+        ratios = torch.tensor([0.3, 1.0], dtype=torch.float64)
+        outputs = AtomOutputs(torch.zeros(2), torch.zeros(2, dtype=torch.float64), ratios)
+        found = by_loop(term, by_pairs, outputs)
+        expected = by_autograd(terms, by_edges, outputs)
+        assert abs(float(found[0].sum() / expected[0].sum()) - 1) < 1e-8
+
+
 def test_chunks_are_full_and_not(monkeypatch: pytest.MonkeyPatch) -> None:
     by_pairs, _ = graphs_of(many(), CUTOFF)
     n_pairs = len(by_pairs.half_list.receivers)

@@ -275,6 +275,11 @@ def test_another_range_at_run_time() -> None:
             "damping_length must be a number, got None",
         ),
         (DispersionConfig, {"cutoff": 9.0, "switch_width": -1.0}, "switch_width must be positive"),
+        (
+            DispersionConfig,
+            {"cutoff": 9.0, "switch_width": 0.01},
+            r"must be at least 0\.05 Å, got 0",
+        ),
         (DispersionConfig, {"cutoff": None, "damping": True}, "damping must be a number, got True"),
         (DispersionConfig, {"cutoff": 9, "all_pairs_in_molecules": 1}, "must be true or false"),
     ],

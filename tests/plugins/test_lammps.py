@@ -373,7 +373,7 @@ SMALL = """units {units}
 newton {newton}
 {first}
 atom_style atomic
-region box block 0 11 0 11 0 11
+region box block 0 11 0 11 -1 10
 create_box 2 box
 create_atoms 1 random 20 5 NULL overlap 1.5 maxtry 50
 mass 1 {mass}
@@ -487,6 +487,15 @@ REFUSED = {
     "fix body (rigid/nve) stands before the model": {
         "style": f"fix body all rigid/nve single\n{USUAL['style']}"
     },
+    "fix gcmc would delete atoms at no cost": {
+        "behind": "fix m all gcmc 1 5 0 1 2831 300 -1.0 0.1 full_energy"
+    },
+    "fix sgcmc would accept every swap": {"behind": "fix s all sgcmc 1 0.5 300 0 randseed 3"},
+    "fix cold (grem) stands before the model": {
+        "style": "fix nn all nvt temp 300 300 0.1\nfix cold all grem 400 -0.01 -200 nn\n"
+        + USUAL["style"]
+    },
+    "dimension 2: the model would see the images": {"first": "dimension 2"},
     "fix widom would see an ideal gas": {"behind": "fix w all widom 1 9 0 123 300"},
     "numdiff/virial would leave the model out": {"behind": "fix n all numdiff/virial 1 1e-4"},
     "neigh_modify exclude: a network": {

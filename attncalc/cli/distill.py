@@ -122,7 +122,8 @@ def distill(structure, output, charge, multiplicity, **options) -> None:
     Samples and labels structures and trains a committee. Then runs dynamics with it, labels frames
     of these and trains again, until the force error on new frames is below --force-mae and the
     dynamics is stable. The same command continues after any interruption, also with more --labels
-    or another goal. Exit status: 0: the goal is reached; 1: an error; 2: the goal is not reached.
+    or another goal. Exit status: 0: the goal is reached; 1: an error; 2: the goal is not reached,
+    or more than 1 % of the structures are outside the training data of an oracle that is a model.
 
     Example: attncalc distill molecule.xyz --temperature 500
     """
@@ -170,7 +171,7 @@ def distill(structure, output, charge, multiplicity, **options) -> None:
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"the same command continues from there ({folder})") from None
         _report(done, goal, folder, Path(structure).stem, settings.temperature)
-    if done.faults:
+    if done.faults or done.store.n_outside > run.MOST_OUTSIDE * len(done.store):
         sys.exit(OUTSIDE_STATUS)
 
 
@@ -207,6 +208,14 @@ def _first_weights(name: str | None, atoms: Atoms) -> str | None:
     path = find_model(name or DEFAULT_MODEL).absolute()
     if "members" in header(path):
         raise ValueError(f"--start-from {name} is a committee: start from a member")
+    if name is not None:  # before the oracle has labelled anything
+        model = load(path, device="cpu")
+        if model.baseline:
+            raise ValueError(f"--start-from {name} is a delta model: start from another one")
+        try:
+            check_system(model, System.from_ase(atoms))
+        except ValueError as error:
+            raise ValueError(f"--start-from {name} cannot be used: {error}") from None
     return str(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from attncalc.options import option_of
 from attncalc.sampling.oracles import LARGEST_FORCE, Labels, Oracle
 from attncalc.sampling.stored import UNITS
 from attncalc.text import one_line
+
+log = logging.getLogger(__name__)
 
 # structures passed to the oracle at once, and s between two writes
 AT_ONCE, WRITE_EVERY = 16, 10.0
@@ -43,6 +46,8 @@ class LabelStore:
         teacher, level_of_theory, device, caution: those of the oracle.
         structures, labels: labelled structures and their labels, in the order of the requests.
         refused: bytes of the positions -> reason of the oracle.
+        n_outside: number of labelled structures outside the training data of an oracle that is a
+            model.
         seconds: time that the oracle has taken in total.
         usual: number of calls but the first ones of each process, which load programs and compile
             loops, and their time in s.
@@ -55,7 +60,7 @@ class LabelStore:
         self.structures: list[Atoms] = []
         self.labels: list[Labels] = []
         self.refused: dict[bytes, str] = {}
-        self.seconds, self.usual = 0.0, (0, 0.0)
+        self.n_outside, self.seconds, self.usual = 0, 0.0, (0, 0.0)
         self._is_begun = False
         self._path, self._oracle, self._like = path, oracle, like
         self._rows: dict[bytes, int] = {}
@@ -100,6 +105,8 @@ class LabelStore:
             if new:
                 for atoms, found in zip(new, self._oracle.label(new), strict=True):
                     self._add(atoms, found)
+                    if not isinstance(found, str) and found.is_outside:
+                        self._count_outside()
                 took = time.monotonic() - started
                 self.seconds += took
                 if self._is_begun:
@@ -171,6 +178,7 @@ class LabelStore:
             for name, text in texts.items():
                 file.attrs[name] = np.bytes_(text.encode())
             file.attrs["seconds"], file.attrs["usual"] = self.seconds, self.usual
+            file.attrs["outside"] = self.n_outside
         self._is_written, self._written_at = True, time.monotonic()
 
     @property
@@ -200,6 +208,7 @@ class LabelStore:
                 self.seconds = float(file.attrs["seconds"])
                 n, seconds = file.attrs.get("usual", (0, 0.0))  # earlier versions have none
                 self.usual = (int(n), float(seconds))
+                self.n_outside = int(file.attrs.get("outside", 0))
             if theirs == mine:
                 for k, energy in enumerate(energies):
                     self._add(self._at(positions[k]), Labels(float(energy), forces[k]))
@@ -207,7 +216,8 @@ class LabelStore:
                     self._add(self._at(where), str(reason))
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise ValueError(
-                f"{self._path}: damaged ({one_line(error)}); remove it to ask the oracle again"
+                f"{self._path}: damaged ({one_line(error)}): restore it, or begin again by "
+                "--overwrite"
             ) from None
         for key, value in mine.items():
             if theirs[key] != value:
@@ -216,6 +226,14 @@ class LabelStore:
                     f"{theirs[key]}, not {value}: choose another output, or use --overwrite"
                 )
         self._is_written = True
+
+    def _count_outside(self) -> None:
+        if not self.n_outside:
+            log.warning(
+                "outside the training data of the oracle (%s): its labels may be wrong",
+                self.teacher,
+            )
+        self.n_outside += 1
 
     def _at(self, positions: np.ndarray) -> Atoms:
         atoms = self._like.copy()

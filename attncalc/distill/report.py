@@ -138,6 +138,7 @@ def summary(done: Distilled, products: list[Product]) -> dict[str, Any]:
         "rearranged": done.rearranged,
         "labels": store.n_calls,
         "refused": dict(store.reasons),
+        "labels_outside": store.n_outside,
         "label_seconds": store.seconds,
         "seconds": done.state.seconds,
         "rounds": len(done.state.rounds),
@@ -212,9 +213,17 @@ def _lines(done: Distilled, products: list[Product], goal: Goal) -> Iterator[str
         f"{_rounded(1e3 * per_label)} ms each, but for the first of a process; of {goal.labels} "
         "allowed.",
         *(f"* refused: {n} ({reason})" for reason, n in store.reasons.most_common()),
+        *([_of_oracle(store.n_outside)] if store.n_outside else []),
         f"* {state.seconds / 60:.1f} minutes in all.",
         "",
         _settings(settings),
+    )
+
+
+def _of_oracle(n_outside: int) -> str:
+    return (
+        f"* **{n_outside} structures are outside the training data of the oracle**: their labels "
+        "may be wrong, and the errors above are relative to them."
     )
 
 

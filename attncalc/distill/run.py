@@ -39,6 +39,7 @@ from attncalc.distill.shapes import Shape
 from attncalc.distill.start import displaced, relaxed
 from attncalc.distill.training import member_file, train_committee
 from attncalc.files import write_atomically
+from attncalc.model_file import checksum
 from attncalc.novelty import OUTSIDE
 from attncalc.options import require_equal
 from attncalc.potential import Potential
@@ -171,6 +172,12 @@ class State:
     seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def n_labels(self) -> int:
+        """Number of labels that there must be at least."""
+        rows = [*self.path, *self.known, *(row for one in self.rounds for row in one.test)]
+        return 1 + max(rows, default=-1)
+
     def split(self, n: int | None = None) -> tuple[list[int], list[int]]:
         """Return numbers of labels for training, and for validation: every tenth of the known ones.
 
@@ -272,9 +279,17 @@ class _Run:
             **asdict(settings),
         }
         mine |= {key: structure.info[key] for key in ("charge", "spin")}
+        mine["start_checksum"] = checksum(settings.start_from) if settings.start_from else None
         self._state = State.load(self._file) if self._file.exists() else State(mine)
+        if mine["start_checksum"] == self._state.settings.get("start_checksum"):
+            self._state.settings["start_from"] = settings.start_from  # wherever it is installed
         require_equal(mine, self._state.settings, folder)
         self._store = LabelStore(folder / "labels.h5", oracle, structure)
+        if self._state.n_labels > len(self._store):
+            raise ValueError(
+                f"{folder}: labels.h5 lacks labels of this run: restore it, or begin again by "
+                "--overwrite"
+            )
         self._started, self._before = time.monotonic(), self._state.seconds
         self._save()  # before the first label, so that there are no labels without a state
 

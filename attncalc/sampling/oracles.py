@@ -349,7 +349,8 @@ class CalculatorOracle:
                 with suppress(NotImplementedError):
                     atoms.get_stress()  # adds it to the results
             return _labels_of(atoms, float(np.asarray(energy).item()), forces)
-        except Exception as error:  # calculators raise errors of any kind, and return anything
+        # calculators raise errors of any kind, end the process, and return anything
+        except (Exception, SystemExit) as error:
             return f"{type(error).__name__}: {one_line(error, longest=60)}"
 
     def _calculator(self, electrons: Mapping[str, int]) -> Any:
@@ -373,7 +374,10 @@ def _labels_of(atoms: Atoms, energy: float, forces: Any) -> Labels:
         for name in names
         if (value := results.get(name)) is not None
     }
-    return Labels(energy, np.array(forces), **others)
+    forces = np.array(forces, dtype=np.float64)
+    if forces.shape != (len(atoms), 3):
+        raise ValueError(f"forces have shape {list(forces.shape)}, not [{len(atoms)}, 3]")
+    return Labels(energy, forces, **others)
 
 
 def _told(make: Callable[..., Any]) -> tuple[str, ...]:

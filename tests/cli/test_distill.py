@@ -182,8 +182,14 @@ def test_trainings_start_from_the_default_model_where_it_knows_the_structure(
     default = str(shipped_models()[DEFAULT_MODEL])
     assert _first_weights(None, atoms) == (default if knows else None)
     assert _first_weights("none", atoms) is None
+    for name in ("so3krates-silicon", "equiformer-ethanol-correction"):
+        with pytest.raises(ValueError, match=rf"--start-from {name} (cannot be|is a delta)"):
+            _first_weights(name, atoms)
+
+
+def test_trainings_start_from_a_model_that_knows_the_structure() -> None:
     ethanol = str(shipped_models()["so3krates-ethanol"])
-    assert _first_weights("so3krates-ethanol", atoms) == ethanol
+    assert _first_weights("so3krates-ethanol", molecule("CH3CH2OH")) == ethanol
 
 
 def test_one_atom_is_too_few() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -145,9 +146,25 @@ def test_large_forces_are_not_learnt(tmp_path: Path) -> None:
     assert store.sane([0, 1]) == [0]
 
 
+def test_an_oracle_that_is_asked_about_the_unknown(tmp_path: Path, caplog) -> None:
+    class Model(Spring):
+        def _label(self, atoms: Atoms) -> Labels:
+            return replace(super()._label(atoms), is_outside=bool(atoms.positions[1, 2] > 2.2))
+
+    file = tmp_path / "labels.h5"
+    store = LabelStore(file, Model(), PAIR)
+    store.label(pairs(2.0, 2.5, 3.0))
+    assert store.n_outside == LabelStore(file, Model(), PAIR).n_outside == 2
+    assert caplog.messages == [
+        "outside the training data of the oracle (spring): its labels may be wrong"
+    ]
+
+
 def test_damage_is_said_in_one_line(tmp_path: Path) -> None:
     file = tmp_path / "labels.h5"
     LabelStore(file, Spring(), PAIR).label(pairs(2.0))
     file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(ValueError, match=r"labels\.h5: damaged .* remove it to ask the oracle"):
+    with pytest.raises(
+        ValueError, match=r"labels\.h5: damaged .* restore it, or begin again by --over"
+    ):
         LabelStore(file, Spring(), PAIR)

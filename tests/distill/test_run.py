@@ -23,6 +23,7 @@ from attncalc.distill import run
 from attncalc.distill.explore import FEWEST_TESTED, HEATS, Pool, fair_sample, n_at_target
 from attncalc.distill.report import Product, _info, _lines
 from attncalc.distill.run import Distilled, Goal, Settings, distill
+from attncalc.model_file import shipped_models
 from attncalc.sampling.oracles import Labels
 
 TRIPLE = Atoms("Cu3", [[0, 0, 0], [0, 0, 2.4], [2.2, 0, 1.1]], info={"charge": 0, "spin": 2})
@@ -174,6 +175,9 @@ def test_every_budget_ends_with_products(
         def __init__(self, *_: Any) -> None:
             self.structures, self.n_calls = range(10**4), 0
 
+        def __len__(self) -> int:
+            return self.n_calls
+
         def new(self, n: int) -> list[int]:
             return list(range(self.n_calls, self.n_calls + n))
 
@@ -241,6 +245,28 @@ def test_more_labels_go_on(tmp_path: Path) -> None:
         assert len(done.state.rounds) > rounds
         assert done.store.n_calls <= labels
         rounds = len(done.state.rounds)
+
+
+def test_a_run_without_its_labels_is_refused(tmp_path: Path) -> None:
+    go(tmp_path, Springs(), Goal(NEVER, labels=60))
+    (tmp_path / "labels.h5").unlink()
+    with pytest.raises(ValueError, match=r"labels\.h5 lacks labels of this run: restore it, or"):
+        go(tmp_path, Springs(), Goal(NEVER, labels=60))
+
+
+def test_a_start_model_may_be_installed_elsewhere(tmp_path: Path) -> None:
+    one, other = (tmp_path / name for name in ("one.safetensors", "other.safetensors"))
+    one.write_bytes(shipped_models()["so3krates-ethanol"].read_bytes())
+    goal, folder = Goal(NEVER, labels=60), tmp_path / "run"
+    folder.mkdir()
+    done = distill(TRIPLE, Springs(), replace(SETTINGS, start_from=str(one)), goal, folder)
+    one.rename(other)
+    moved = replace(SETTINGS, start_from=str(other))
+    again = distill(TRIPLE, Springs(), moved, goal, folder)
+    assert again.state.rounds == done.state.rounds
+    another = replace(SETTINGS, start_from=str(shipped_models()["so3krates-aspirin"]))
+    with pytest.raises(ValueError, match=r"was begun with start_from .*other"):
+        distill(TRIPLE, Springs(), another, goal, folder)
 
 
 def test_killed_after_every_fourth_label_it_ends_as_if_it_had_not_been(

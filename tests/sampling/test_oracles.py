@@ -303,8 +303,12 @@ class Odd(Smeared):
 
     def calculate(self, atoms, properties, system_changes) -> None:
         super().calculate(atoms, properties, system_changes)
+        if atoms.numbers[0] == 10:
+            sys.exit(3)
         energy = np.full(2 if atoms.numbers[0] == 2 else 1, -1.0)
         self.results |= {"energy": energy, "free_energy": energy}
+        if atoms.numbers[0] == 3:
+            self.results["forces"] = np.zeros((1, 3))
 
 
 def odd() -> Odd:
@@ -313,8 +317,9 @@ def odd() -> Odd:
 
 def test_results_of_any_kind(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "odd_teacher", sys.modules[__name__])
-    structures = [Atoms("H2", info={"charge": 0, "spin": 1}), Atoms("He2")]
-    structures[1].info |= structures[0].info
-    good, bad = load_oracle("odd_teacher:odd").label(structures)
+    kinds = ("H2", "He2", "Li2", "Ne")
+    structures = [Atoms(kind, info={"charge": 0, "spin": 1}) for kind in kinds]
+    good, *bad = load_oracle("odd_teacher:odd").label(structures)
     assert good.energy == -1.0
-    assert bad.startswith("ValueError: can only convert an array of size 1")
+    assert bad[0].startswith("ValueError: can only convert an array of size 1")
+    assert bad[1:] == ["ValueError: forces have shape [1, 3], not [2, 3]", "SystemExit: 3"]

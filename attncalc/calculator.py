@@ -115,7 +115,7 @@ class AttnCalculator(PlainlyPickled, BaseCalculator):
             self.implemented_properties = [*self.implemented_properties, "charges", "dipole"]
         self.evaluator = Evaluator(potential, skin=skin, delta=delta)
         self._names = _names(model)
-        self._has_warned = False
+        self._has_warned, self._reads_spin = False, potential.reads_spin
         self.spread: dict[str, Any] | None = None
         self.hirshfeld_ratios: Any = None
         self._last_result: Result | None = None
@@ -326,7 +326,8 @@ class AttnCalculator(PlainlyPickled, BaseCalculator):
 
     def _system(self, atoms: Atoms) -> System:
         """Convert and check atoms, reusing all but the positions if nothing else has changed."""
-        if not self._has_warned and (ignored := what_is_ignored(atoms)):
+        reads_spin = self._reads_spin
+        if not self._has_warned and (ignored := what_is_ignored(atoms, reads_spin=reads_spin)):
             self._has_warned = True
             warnings.warn(ignored, stacklevel=2)
         now = _Written.of(atoms)

@@ -203,13 +203,16 @@ def charge_and_spin_of(protons: int, info: Mapping[str, Any], where: str = "") -
     return charge, spin
 
 
-def what_is_ignored(atoms: Atoms, info: Mapping[str, Any] | None = None) -> str:
+def what_is_ignored(
+    atoms: Atoms, info: Mapping[str, Any] | None = None, *, reads_spin: bool = True
+) -> str:
     """Describe charges, magnetic moments and entries that no model reads; "" if there are none.
 
     Args:
         atoms: the structure. Initial charges are no problem if `info` has a total charge, nor are
             initial magnetic moments if it has a multiplicity.
         info: None takes `atoms.info`.
+        reads_spin: False: the model supports the lowest multiplicity only.
     """
     info = atoms.info if info is None else info
     wanted = {
@@ -223,6 +226,11 @@ def what_is_ignored(atoms: Atoms, info: Mapping[str, Any] | None = None) -> str:
     }
     if not ignored:
         return ""
+    if list(ignored) == ["spin"] and not reads_spin:
+        return (
+            "initial magnetic moments of the atoms are not read: this model supports only the "
+            "lowest spin state"
+        )
     entries = " and ".join(f'atoms.info["{key}"]' for key in ignored)
     meaning = " and ".join(
         {"charge": "total charge in e", "spin": "multiplicity 2S+1"}[key] for key in ignored

@@ -28,7 +28,7 @@ from attncalc.cli.files import (
     require_writable,
 )
 from attncalc.cli.md_picture import Picture
-from attncalc.cli.model_checks import require_known, require_limits, say_model
+from attncalc.cli.model_checks import require_known, require_limits, say_charges, say_model
 from attncalc.cli.options import (
     calculator_options,
     charge_options,
@@ -291,6 +291,7 @@ def md(
         kelvin = np.mean([_thermometer(one, settings).temperature(one) for one in found])
         say(f"using the velocities of the file (T = {kelvin:.0f} K){of_seed}")
     named = say_model(model, plain)
+    say_charges(found)
     what = (atoms.get_chemical_formula(), named, settings.ensemble.upper())
     n_dof = _thermometer(atoms, settings).n_dof
     picture, stop = Picture(target, settings, ", ".join(what), n_dof, structures), stop_when_unknown

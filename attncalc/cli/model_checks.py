@@ -14,7 +14,7 @@ from attncalc.describe import describe_model
 from attncalc.potential import Potential
 from attncalc.result import has_volume
 from attncalc.structures import check_system
-from attncalc.system import System, what_is_ignored
+from attncalc.system import System, charge_and_spin, what_is_ignored
 
 # Å, component of a periodic cell vector along an open direction that comes from rounding
 ALIGNED = 1e-6
@@ -30,6 +30,19 @@ def say_model(model: str, potential: Potential) -> str:
     named = describe_model(model_file.model_name(model), potential)
     say(f"model: {named}")
     return named
+
+
+def say_charges(structures: Sequence[Atoms]) -> None:
+    """Print total charge and multiplicity, unless all are 0 and 1."""
+    found = dict.fromkeys(charge_and_spin(atoms) for atoms in structures)
+    if list(found) == [(0, 1)]:
+        return
+    if len(found) == 1:
+        ((charge, multiplicity),) = found
+        say(f"total charge {charge:+d} e, multiplicity {multiplicity}")
+    else:
+        charges = [charge for charge, _ in found]
+        say(f"total charges from {min(charges):+d} to {max(charges):+d} e")
 
 
 def require_limits(potential: Potential, *, stop: bool) -> None:
@@ -92,5 +105,6 @@ def require_known(
         except ValueError as error:
             where = f"structure {k}: " if len(structures) > 1 else ""
             raise ValueError(f"{where}{error}") from None
-    for ignored in dict.fromkeys(filter(None, map(what_is_ignored, structures))):
+    found = (what_is_ignored(atoms, reads_spin=potential.reads_spin) for atoms in structures)
+    for ignored in dict.fromkeys(filter(None, found)):
         warn(ignored)

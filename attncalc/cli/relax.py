@@ -35,7 +35,13 @@ from attncalc.cli.files import (
     save_picture,
     write_structures,
 )
-from attncalc.cli.model_checks import require_known, require_limits, say_model, strain_mask
+from attncalc.cli.model_checks import (
+    require_known,
+    require_limits,
+    say_charges,
+    say_model,
+    strain_mask,
+)
 from attncalc.cli.model_job import ModelJob
 from attncalc.cli.options import (
     calculator_options,
@@ -88,7 +94,12 @@ ATOMS_AT_ONCE = 2000
     show_default=True,
     help="fire needs two to five times as many steps, and moves atoms less in each.",
 )
-@click.option("--cell", is_flag=True, help="Relax the cell too, along periodic directions.")
+@click.option(
+    "--cell",
+    is_flag=True,
+    help="Relax the cell too, along periodic directions, until stress times volume per atom is "
+    "below --fmax, too (eV).",
+)
 @stop_option
 @click.option("-o", "--output", help="File to write. Default: NAME.relaxed.xyz beside the input.")
 @many_options
@@ -177,6 +188,7 @@ def relax(
         warn(what)
     relax_all = _relax_together if are_relaxed_together(frames, cell) else _relax_in_turn
     named = say_model(model, calculator.evaluator.plain)
+    say_charges(frames)
     of_what = source.name if len(frames) > 1 else frames[0].get_chemical_formula()
     title = f"{of_what}, {named}"
     courses: list[Course] = []
@@ -530,7 +542,9 @@ class RelaxShard:
                     outcomes[numbers[0]] = None, {"error": one_line(error)}
                 continue
             for k, (atoms, course) in zip(numbers, found, strict=True):
-                said = {**self._said(course), "ignored": what_is_ignored(good[k])}
+                reads_spin = self.calculator.evaluator.plain.reads_spin
+                ignored = what_is_ignored(good[k], reads_spin=reads_spin)
+                said = {**self._said(course), "ignored": ignored}
                 atoms.info["structure"] = first + k
                 if course.broken:
                     atoms.info["broken_bonds"] = len(course.broken)

@@ -70,7 +70,8 @@ def spectrum(trajectory, output, table, resolution, highest, system) -> None:
             raise ValueError(error) from None
     systems = f" of {found.n_systems} systems" if found.n_systems > 1 else ""
     say(
-        f"{found.n_frames} frames{systems}, {found.spacing:g} fs apart, {found.temperature:.0f} K; "
+        f"{found.n_frames} frames{systems}, {found.spacing:g} fs apart, "
+        f"{found.temperature:.0f} K on average over all of them; "
         f"resolution {found.resolution:.3g} 1/cm (Hann window, correlation depth "
         f"{found.depth / 1000:.3g} ps), up to {found.highest:g} 1/cm"
     )

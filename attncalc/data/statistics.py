@@ -101,12 +101,23 @@ def undetermined(training: Dataset, dataset: Dataset) -> NDArray[np.int64]:
         training: with all elements of `dataset`.
         dataset: structures to predict.
     """
-    elements, known = _compositions(training)
+    elements, known = _known_compositions(training)
     _, counts = _compositions(dataset, elements)
-    isolated = np.eye(len(elements))[np.isin(elements, [*(training.isolated_energies or ())])]
-    known = np.unique(np.concatenate([known, isolated]), axis=0)
     rest = counts - counts @ np.linalg.pinv(known, rcond=1e-10) @ known
     return np.flatnonzero(np.abs(rest).max(axis=1) > _NO_COMBINATION)
+
+
+def determines_each_element(training: Dataset) -> bool:
+    """Return True if the training energies determine a reference energy of every element."""
+    elements, known = _known_compositions(training)
+    return int(np.linalg.matrix_rank(known)) == len(elements)
+
+
+def _known_compositions(training: Dataset) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the elements, and the different compositions with isolated atoms as further ones."""
+    elements, counts = _compositions(training)
+    isolated = np.eye(len(elements))[np.isin(elements, [*(training.isolated_energies or ())])]
+    return elements, np.unique(np.concatenate([counts, isolated]), axis=0)
 
 
 def _compositions(

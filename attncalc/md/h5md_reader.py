@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -152,4 +153,14 @@ def _to_ase(
     return structure
 
 
-read_attnh5md = iread_h5md  # the name that ASE calls, see `attncalc.plugins.ase`
+def read_attnh5md(
+    path: BinaryIO, index: int | slice = slice(None), **options: Any
+) -> Iterator[Atoms]:
+    """Yield what `iread_h5md` does; called by `ase.io`, see `attncalc.plugins.ase`."""
+    if "system" not in options and (n := count_systems_h5md(path)) > 1:
+        warnings.warn(
+            f"{name_of(path)} holds {n} systems, and the first is read: system=1 reads the second, "
+            "system=None all, one after the other",
+            stacklevel=2,
+        )
+    return iread_h5md(path, index, **options)

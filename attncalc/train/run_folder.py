@@ -228,5 +228,6 @@ def _refuse_other_recipe(output: Path, ours: Mapping[str, Any], theirs: Mapping[
     if changed:
         raise ValueError(
             f"{output} holds a run of another recipe (different: {', '.join(changed)}): "
-            "choose another output folder, or remove this one to start again"
+            "choose another output folder (its recipe may start_from this one), or remove this "
+            "one to start again"
         )

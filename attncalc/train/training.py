@@ -23,6 +23,7 @@ from attncalc.data.errors import Errors
 from attncalc.data.fingerprints import count_known, count_repeated, fingerprints
 from attncalc.data.readers import require_one_unit
 from attncalc.data.statistics import (
+    determines_each_element,
     electrons,
     elements_of,
     undetermined,
@@ -356,6 +357,7 @@ def _fit(
         potential = potential.to(processes.device)
         if processes.is_first:
             _say_what_is_trained(potential, recipe, processes, output)
+            _say_reference_energies(potential, training)
         reach = margin(recipe.denoising) if recipe.denoising else 0.0
         options: dict[str, Any] = {
             "long_range": potential.long_range_for,
@@ -600,12 +602,11 @@ def _say_what_there_is(training: Dataset, validation: Dataset, test: Dataset | N
 def _say_what_is_trained(
     potential: Potential, recipe: Recipe, processes: Processes, output: Path
 ) -> None:
-    n_parameters = sum(p.numel() for p in potential.parameters() if p.requires_grad)
     where = f"{processes.n} processes on {processes.device.type}" if processes.n > 1 else ""
     log.info(
         "%s with %s parameters in %s on %s; results in %s",
         recipe.network,
-        f"{n_parameters:,}",
+        f"{potential.n_parameters:,}",
         recipe.dtype,
         where or f"{processes.device} ({counted(torch.get_num_threads(), 'thread')})",
         output,
@@ -616,10 +617,16 @@ def _say_what_is_trained(
             "these widths are not multiples of 16: %s",
             unfit,
         )
+
+
+def _say_reference_energies(potential: Potential, training: Dataset) -> None:
     energies = zip(potential.species, potential.reference_energies.tolist(), strict=True)
     log.info(
-        "reference energies: %s",
+        "reference energies: %s%s",
         ", ".join(f"{chemical_symbols[z]} {energy:.3f} eV" for z, energy in energies),
+        ""
+        if determines_each_element(training)
+        else "; only their sum over a structure has a meaning, as its compositions are few",
     )
 
 

@@ -457,7 +457,7 @@ def test_what_is_not_read_is_counted(few, capsys, monkeypatch):
     reported = []
     monkeypatch.setattr(shards, "report_json", reported.append)
     shards.work_off(relax_many(), SOURCE, TARGET, workers=1, shard=None, gather=False)
-    warning = "Warning: 5 of 6 structures: initial magnetic moments of the atoms are not read: set"
+    warning = "Warning: 5 of 6 structures: initial magnetic moments of the atoms are not read: thi"
     assert warning in capsys.readouterr().err
     assert reported[0]["ignored"] == 5
 

@@ -9,7 +9,7 @@ from ase.build import bulk, molecule
 from ase.neighborlist import neighbor_list
 
 from attncalc import data
-from attncalc.data.statistics import electrons, undetermined
+from attncalc.data.statistics import determines_each_element, electrons, undetermined
 
 ELEMENTS = {1: -13.6, 6: -1029.5, 7: -1485.3, 8: -2042.6}
 
@@ -42,6 +42,7 @@ def test_energies_that_others_do_not_determine():
     assert undetermined(training, wanted).tolist() == [1, 2, 3]
     known = dataclasses.replace(training, isolated_energies={1: ELEMENTS[1]})
     assert undetermined(known, wanted).tolist() == []
+    assert [determines_each_element(one) for one in (training, known)] == [False, True]
 
 
 def test_one_molecule_gives_the_shortest_of_all_solutions():

@@ -874,15 +874,19 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("registered")
 def test_ase_reads_by_the_ending(tmp_path: Path):
     path = write(tmp_path / "run.h5md", ETHANOL, SALT)
-    assert ase_read(path).info["step"] == 40
+    with pytest.warns(UserWarning, match=r"run\.h5md holds 2 systems, and the first is read: sys"):
+        assert ase_read(path).info["step"] == 40
+    path = write(tmp_path / "one.h5md", ETHANOL)
     assert ase_read(path, 1).info["step"] == 10
     assert [frame.info["step"] for frame in ase_read(path, "1::2")] == [10, 30]
     assert [frame.info["step"] for frame in ase_read(f"{path}@:2")] == [0, 10]
+    path = write(tmp_path / "two.h5md", ETHANOL, SALT)
+    assert len(ase_read(path, ":", system=None)) == 10
     salt = ase_read(path, ":", system=1)
     assert len(salt) == 5
     np.testing.assert_array_equal(salt[4].get_cell(), state_at(40, ETHANOL, SALT).system.cell[1])
     with path.open("rb") as file:
-        assert len(ase_read(file, ":", format="attnh5md")) == 5
+        assert len(ase_read(file, ":", format="attnh5md", system=0)) == 5
 
 
 @pytest.mark.usefixtures("registered")

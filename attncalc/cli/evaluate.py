@@ -89,7 +89,8 @@ def evaluate(
     """Evaluate the errors of a model on labelled structures, per property and element.
 
     Prints a table and writes an HTML report with plots and the worst structures.
-    MODEL may be the output folder of a training, whose data and split are then used.
+    MODEL may be the output folder of a training, whose data and split are then used (the test set,
+    else the validation set). To evaluate all structures of a file, name the model file in it.
 
     With --workers, --shard or --scheduler the structures are divided among processes, and
     predictions are stored in REPORT.parts until all are done. Results are those of one process, and
@@ -157,7 +158,9 @@ def _tell(
     from attncalc.data.calibration import calibrations  # imports scipy.stats, which takes long
     from attncalc.report import evaluation, remarks
 
-    say(f"{counted(len(dataset), 'structure')} of {dataset.source}, labels {dataset.labels}")
+    chosen = f", split {subject.split}" if subject.split else ""
+    n = counted(len(dataset), "structure")
+    say(f"{n} of {dataset.source}, labels {dataset.labels}{chosen}")
     say(_table(_error_rows(prediction, dataset)))
     limits = inside_and_outside(prediction, dataset)
     say(str(limits or "this model does not know its training data: see attncalc calibrate"))

@@ -102,19 +102,19 @@ def test_lengths_and_angles(load):
     assert len(nvt.angles(np.array([[0, 1]]))) == 0
 
 
-def test_the_error_of_a_mean_counts_correlation(load):
-    rng, n, kept = np.random.default_rng(0), 20_000, 0.95
-    found = []
-    for _ in range(60):
-        series = np.zeros(n)
-        kicks = rng.normal(size=n)
-        for k in range(1, n):
-            series[k] = kept * series[k - 1] + kicks[k]
-        found.append(load("nvt").mean_and_error(series))
-    means, told = np.array(found).T
-    exact = 1 / (1 - kept) / np.sqrt(n)  # standard error of the mean of such a series
-    assert told.mean() == pytest.approx(exact, rel=0.1)
-    assert means.std() == pytest.approx(exact, rel=0.25)
+def test_the_error_of_a_mean_temperature(load):
+    """Of free atoms in a Langevin thermostat, whose momenta are known series."""
+    nvt, rng, n_atoms, dt, ps = load("nvt"), np.random.default_rng(0), 9, 0.05, 100.0
+    kept = np.exp(-1e3 * nvt.FRICTION * dt)
+    momenta = rng.normal(size=(500, 3 * n_atoms))  # in units of the thermal ones
+    means = np.zeros(len(momenta))
+    n_steps = round(ps / dt)
+    for _ in range(n_steps):
+        momenta = kept * momenta + np.sqrt(1 - kept**2) * rng.normal(size=momenta.shape)
+        means += (momenta**2).mean(1) / n_steps
+    assert nvt.TEMPERATURE * means.std() == pytest.approx(
+        nvt.error_of_temperature(n_atoms, ps), rel=0.1
+    )
 
 
 def test_overlap_of_histograms(load):

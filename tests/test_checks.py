@@ -67,6 +67,15 @@ def test_a_sound_model_passes(atoms: Atoms | None) -> None:
     report.require()
 
 
+@pytest.mark.parametrize("atoms", [None, triclinic()])
+def test_large_reference_energies_are_no_fault(atoms: Atoms | None) -> None:
+    """All-electron energies, as of gold: -535,000 eV per atom."""
+    potential = random_potential()
+    potential.reference_energies.fill_(-5.35e5)
+    report = verify(potential, atoms)
+    assert report.passed, str(report)
+
+
 @pytest.mark.parametrize("cutoff_function", ["cosine", "exponential", "physnet"])
 def test_every_cutoff_function_is_smooth_enough(cutoff_function: str) -> None:
     """Forces of the cosine cutoff fall to zero only linearly, which is allowed, at any scale."""
@@ -209,6 +218,23 @@ def test_other_structures_of_the_batch() -> None:
         return by_receiver(graph, 1e-4 * smooth(graph) * graph.n_systems)
 
     assert verify_with(fault, ethanol()) == {"batch = single"}
+
+
+def test_energies_without_a_gradient() -> None:
+    """Of the size of a batch, of edges that are masked, and of the order of the atoms."""
+
+    def of_batch(graph: Graph) -> torch.Tensor:
+        return torch.full((graph.n_atoms,), 0.1 * graph.n_atoms, dtype=torch.float64)
+
+    def of_mask(graph: Graph) -> torch.Tensor:
+        return torch.full((graph.n_atoms,), 0.1, dtype=torch.float64) * (~graph.edge_mask).sum()
+
+    def of_order(graph: Graph) -> torch.Tensor:
+        return 0.1 * torch.arange(graph.n_atoms, dtype=torch.float64)
+
+    assert "batch = single" in verify_with(of_batch, ethanol())
+    assert "reused, padded neighbour list = fresh list" in verify_with(of_mask, triclinic())
+    assert "permutation" in verify_with(of_order, ethanol())
 
 
 def test_masked_edges_that_are_not_ignored() -> None:

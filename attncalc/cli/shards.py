@@ -46,6 +46,8 @@ PAUSE, LOOK = 0.2, 5.0
 GRACE = 1.0
 # processes that may die at a shard before it is given up
 ATTEMPTS = 2
+# files of a shard with its results, besides the report
+RESULTS = (".xyz", ".failed.xyz")
 # file that exists from the beginning of writing the output
 JOINING = "joining"
 # numbers of structures in the report
@@ -99,12 +101,34 @@ class Work:
 
     def plan(self) -> dict[str, Any]:
         """Return the identity of the work in the folder, see `claim`."""
-        return json.loads((self.folder / "plan.json").read_text())
+        try:
+            return json.loads((self.folder / "plan.json").read_text())
+        except ValueError:
+            raise ValueError(f"{self.folder}: plan.json is damaged: remove this folder") from None
 
     def said(self) -> Iterator[dict[str, Any]]:
         """Yield the facts about each structure from the reports, in order."""
         for k in range(len(self.shards)):
-            yield from json.loads(self.file(k, ".json").read_text())
+            yield from self._report(k)
+
+    def _report(self, shard: int) -> list[dict[str, Any]]:
+        """Return the facts about the structures of a shard; if it is damaged, it is to do again."""
+        of_shard = self.shards.structures(shard)
+        try:
+            report = json.loads(self.file(shard, ".json").read_text())
+            sizes = [self.file(shard, ending).stat().st_size for ending in RESULTS]
+            if report["sizes"] == sizes and len(report["structures"]) == len(of_shard):
+                return list(report["structures"])
+        except (ValueError, KeyError, TypeError):
+            pass
+        except FileNotFoundError:
+            if not self.folder.exists():  # another process has joined all shards
+                raise
+        self.file(shard, ".json").unlink(missing_ok=True)
+        raise ValueError(
+            f"{self.folder}: the results of structures {of_shard.start} to {of_shard.stop - 1} are "
+            "damaged: run the same command again, which computes these anew"
+        )
 
     def file(self, shard: int, ending: str) -> Path:
         """Return a file of a shard, in a folder small enough to be listed often."""
@@ -614,9 +638,11 @@ def _write(work: Work, shard: int, solve: Solver) -> None:
         if "error" in said:
             failed.append(frame.with_error(said["error"]))
         said_of_all.append(said)
-    write_atomically(work.file(shard, ".xyz"), "".join(relaxed).encode())
-    write_atomically(work.file(shard, ".failed.xyz"), b"".join(failed))
-    write_atomically(work.file(shard, ".json"), json.dumps(said_of_all).encode())
+    results = "".join(relaxed).encode(), b"".join(failed)
+    for ending, content in zip(RESULTS, results, strict=True):
+        write_atomically(work.file(shard, ending), content)
+    report = {"structures": said_of_all, "sizes": [len(content) for content in results]}
+    write_atomically(work.file(shard, ".json"), json.dumps(report).encode())
 
 
 def _text(atoms: Atoms) -> str:

@@ -112,8 +112,11 @@ def _refuse_other_cells(shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a cell of another name: without it, a crystal would be read as a molecule."""
     for key, shape in shapes.items():
         is_cell = shape[-1:] in ((3,), (6,), (9,))  # lengths, also with angles, or vectors
-        if "cell" not in shapes and key.lower() in _CELLS and is_cell:
-            raise ValueError(f"{key} is not read: store cell vectors as rows, as cell [n, 3, 3]")
+        if not {"cell", "pbc"} & set(shapes) and key.lower() in _CELLS and is_cell:
+            raise ValueError(
+                f"{key} is not read: store cell vectors as rows, as cell [n, 3, 3], or remove it "
+                "if there is no periodic direction"
+            )
 
 
 def stresses_left_out(shapes: Mapping[str, tuple[int, ...]]) -> str:

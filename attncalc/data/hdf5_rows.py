@@ -202,8 +202,8 @@ def write_hdf5(parts: Dataset | Iterable[Dataset], path: str | Path) -> int:
         The number of structures.
 
     Raises:
-        ValueError: there is no structure, only some have forces, or the label sets or stated levels
-            of theory differ.
+        ValueError: there is no structure, only some have forces, or the stated levels of theory
+            differ.
     """
     if isinstance(parts, Dataset):
         parts = [parts]
@@ -225,9 +225,10 @@ def _write(file: h5py.File, raw: WritableFile, parts: Iterable[Dataset]) -> int:
         if has_forces not in (None, part.forces is not None):
             raise ValueError(f"{part.source}: only some structures have forces: remove them")
         if labels not in (None, part.labels):
-            raise ValueError(
-                f"{part.source}: its label set {part.labels!r} was read, of what is before it "
-                f"{labels!r}: choose one set by labels"
+            log.warning(
+                "%s: its label set %r was read, of what is before it %r: choose one set by labels "
+                "if these are of different methods",
+                *(part.source, part.labels, labels),
             )
         labels = part.labels
         has_forces, has_stress = part.forces is not None, has_stress or part.stress is not None

@@ -281,8 +281,11 @@ class _Run:
         mine |= {key: structure.info[key] for key in ("charge", "spin")}
         mine["start_checksum"] = checksum(settings.start_from) if settings.start_from else None
         self._state = State.load(self._file) if self._file.exists() else State(mine)
-        if mine["start_checksum"] == self._state.settings.get("start_checksum"):
-            self._state.settings["start_from"] = settings.start_from  # wherever it is installed
+        known = self._state.settings
+        if "start_checksum" not in known:  # of an earlier version
+            known["start_checksum"] = mine["start_checksum"]
+        elif mine["start_checksum"] == known["start_checksum"] is not None:
+            known["start_from"] = settings.start_from  # wherever it is installed
         require_equal(mine, self._state.settings, folder)
         self._store = LabelStore(folder / "labels.h5", oracle, structure)
         if self._state.n_labels > len(self._store):

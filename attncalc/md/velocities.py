@@ -14,21 +14,27 @@ held at one or two atoms has a conserved rotation about these, which counts, too
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from ase import Atoms, units
 from ase.constraints import (
     FixAtoms,
+    FixBondLengths,
     FixCartesian,
+    FixCom,
     FixedLine,
     FixedMode,
     FixedPlane,
     FixInternals,
     FixScaled,
 )
+from ase.geometry import find_mic
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 Floats = NDArray[np.float64]
@@ -40,8 +46,8 @@ RUNAWAY = 10.0  # times the requested temperature, plus
 RUNAWAY_FLOOR = 3000.0  # K
 # constraints that hold each of their atoms by itself
 OF_SINGLE_ATOMS = (FixAtoms, FixCartesian, FixScaled, FixedLine, FixedPlane)
-# atoms of overlapping constraints whose degrees of freedom are found by linear algebra
-MOST_TOGETHER = 300
+# atoms whose constraints overlap, most for which degrees of freedom are found by linear algebra
+MOST_TOGETHER = 1000
 # of a run: years of computing; steps are counted in 64 bits, and times in float64
 MOST_STEPS = 10**15
 
@@ -143,46 +149,108 @@ def holding(atoms: Atoms) -> list[Any]:
 
 def _allowed(atoms: Atoms) -> int:
     """Return the degrees of freedom that constraints leave; atoms may be held more than once."""
-    n_atoms = len(atoms)
-    single = [one for one in atoms.constraints if isinstance(one, OF_SINGLE_ATOMS)]
-    n_removed = [_removed(one, atoms) for one in atoms.constraints if one not in single]
-    others = [one for one in atoms.constraints if one not in single]
-    others = [one for one, n in zip(others, n_removed, strict=True) if n]
-    # momentum that each atom loses of a unit of momentum in every direction: [n_atoms, k, 3]
-    unit = np.broadcast_to(np.eye(3)[:, None], (3, n_atoms, 3))
-    lost = np.zeros((n_atoms, 0, 3))
-    for one in single:
-        of_directions = np.stack([_lost(one, atoms, momenta) for momenta in unit], axis=2)
-        lost = np.concatenate([lost, of_directions], axis=1)
-    n_lost = np.linalg.matrix_rank(lost, tol=LINEAR) if single else np.zeros(n_atoms, dtype=int)
-    held = np.concatenate([np.flatnonzero(n_lost), *(_atoms_of(one, atoms) for one in others)])
-    if len(np.unique(held)) == len(held):
-        return int(3 * n_atoms - n_lost.sum() - sum(n_removed))
-    together = np.unique([k for one in others for k in _atoms_of(one, atoms)]).astype(int)
-    if len(together) > MOST_TOGETHER:
+    n_atoms, single, units, has_com = len(atoms), [], [], False
+    for one in atoms.constraints:
+        n_removed = _removed(one, atoms)
+        if isinstance(one, OF_SINGLE_ATOMS):
+            single.append(one)
+        elif isinstance(one, FixBondLengths):
+            pairs = np.unique(np.sort(np.asarray(one.pairs).reshape(-1, 2) % n_atoms), axis=0)
+            units += [_Unit(pair, 1, None) for pair in pairs]
+        elif type(one) is FixCom:
+            has_com = True
+        elif n_removed:
+            units.append(_Unit(_atoms_of(one, atoms), n_removed, one))
+    lost = _lost_by_atoms(single, atoms)
+    held = np.linalg.matrix_rank(lost, tol=LINEAR) if single else np.zeros(n_atoms, dtype=int)
+    labels = _groups(units, n_atoms)
+    # with a group of atoms that can move as a whole, the total momentum is free
+    is_free = np.bincount(labels, weights=held, minlength=labels.max() + 1) == 0
+    if has_com and not is_free[labels].any():
+        units.append(_Unit(np.arange(n_atoms), 3, FixCom()))
+        labels, has_com = np.zeros(n_atoms, dtype=int), False
+    of_group: dict[int, list[_Unit]] = {}
+    for unit in units:
+        of_group.setdefault(int(labels[unit.atoms[0]]), []).append(unit)
+    n_lost = held.sum() + 3 * has_com
+    for label, some in of_group.items():
+        together = np.flatnonzero(labels == label)
+        if len(some) == 1 and not held[together].any():
+            n_lost += some[0].n_removed
+        else:
+            n_lost += _rank(some, together, lost, atoms) - held[together].sum()
+    return int(3 * n_atoms - n_lost)
+
+
+class _Unit(NamedTuple):
+    """Part of a constraint: a bond, or all of a constraint of another kind.
+
+    Attributes:
+        atoms: numbers of its atoms.
+        n_removed: degrees of freedom that it removes alone.
+        constraint: the constraint; None for a bond.
+    """
+
+    atoms: NDArray[np.int64]
+    n_removed: int
+    constraint: Any
+
+
+def _groups(units: Sequence[_Unit], n_atoms: int) -> NDArray[np.int64]:
+    """Return a number for every atom, equal for atoms that units connect."""
+    first = [np.full(len(unit.atoms), unit.atoms[0]) for unit in units]
+    i, j = (np.concatenate([np.zeros(0, int), *part]) for part in (first, [u.atoms for u in units]))
+    graph = csr_array((np.ones(len(i)), (i, j)), shape=(n_atoms, n_atoms))
+    labels: NDArray[np.int64] = connected_components(graph, directed=False)[1]
+    return labels
+
+
+def _rank(units: Sequence[_Unit], together: NDArray[np.int64], lost: Floats, atoms: Atoms) -> int:
+    """Return the degrees of freedom that units and constraints of single atoms remove in a group.
+
+    Args:
+        units: those of the group.
+        together: atoms of the group.
+        lost: see `_lost_by_atoms`.
+        atoms: the structure.
+    """
+    n, masses, rows = len(together), atoms.get_masses(), []
+    place = np.full(len(atoms), -1)
+    place[together] = np.arange(n)
+    if n > MOST_TOGETHER:
         kinds = ", ".join(sorted({type(one).__name__ for one in atoms.constraints}))
         raise ValueError(
-            f"constraints ({kinds}) hold the same atoms, and {len(together)} atoms are too many to "
-            "find out how many degrees of freedom are left: let each atom be in one constraint only"
+            f"constraints ({kinds}) hold the same atoms, and {n} atoms are too many to find out "
+            "how many degrees of freedom are left: let each atom be in one constraint only"
         )
-    n_lost[together] = 0
-    rows = [_rows_of(one, atoms, together) for one in others]
-    for place, k in enumerate(together):
-        rows.append(np.zeros((lost.shape[1], 3 * len(together))))
-        rows[-1][:, 3 * place : 3 * place + 3] = lost[k]
-    of_together = np.linalg.matrix_rank(np.concatenate(rows), tol=LINEAR) if others else 0
-    return int(3 * n_atoms - n_lost.sum() - of_together)
-
-
-def _rows_of(constraint: Any, atoms: Atoms, together: NDArray[np.int64]) -> Floats:
-    """Return the derivative [3m, 3m] of the momenta lost by m atoms by the momenta of these."""
-    columns = []
-    for k in together:
-        for direction in range(3):
+    for k in np.flatnonzero(np.abs(lost[together]).max(axis=(1, 2), initial=0.0) > 0):
+        rows.append(np.zeros((lost.shape[1], n, 3)))
+        rows[-1][:, k] = lost[together[k]]
+    for unit in units:
+        if unit.constraint is None:  # (v_i - v_j) . r_ij = 0, for momenta
+            i, j = unit.atoms
+            along = find_mic(atoms.positions[j] - atoms.positions[i], atoms.cell, atoms.pbc)[0]
+            rows.append(np.zeros((1, n, 3)))
+            rows[-1][0, place[i]] = along / np.linalg.norm(along) / masses[i]
+            rows[-1][0, place[j]] = -along / np.linalg.norm(along) / masses[j]
+        else:
+            columns = np.eye(3 * n).reshape(3 * n, n, 3)
             momenta = np.zeros((len(atoms), 3))
-            momenta[k, direction] = 1.0
-            columns.append(_lost(constraint, atoms, momenta)[together].ravel())
-    return np.stack(columns, axis=1)
+            found = []
+            for column in columns:
+                momenta[together] = column
+                found.append(_lost(unit.constraint, atoms, momenta)[together].ravel())
+            rows.append(np.stack(found, axis=1).reshape(3 * n, n, 3))
+    return int(np.linalg.matrix_rank(np.concatenate(rows).reshape(-1, 3 * n), tol=LINEAR))
+
+
+def _lost_by_atoms(constraints: Sequence[Any], atoms: Atoms) -> Floats:
+    """Return what every atom loses of a unit of momentum in every direction, [n_atoms, k, 3]."""
+    unit = np.broadcast_to(np.eye(3)[:, None], (3, len(atoms), 3))
+    lost = [np.zeros((len(atoms), 0, 3))]
+    for one in constraints:
+        lost.append(np.stack([_lost(one, atoms, momenta) for momenta in unit], axis=2))
+    return np.concatenate(lost, axis=1)
 
 
 def _lost(constraint: Any, atoms: Atoms, momenta: Floats) -> Floats:

@@ -52,6 +52,10 @@ WITHOUT_MODEL = {
     },
     "hmc": "fix hmc would keep the model's energy of rejected moves: it restores that of the pair "
     "style only",
+}
+"""Styles of `compute` and `fix` that do not know the energy or forces of a fix, and the reason."""
+
+OF_PAIR_STYLES = {
     **{
         style: f"fix {style} would delete atoms at no cost: it hides them from pair styles only, "
         "and the model goes on to see them"
@@ -60,7 +64,7 @@ WITHOUT_MODEL = {
     "sgcmc": "fix sgcmc would accept every swap: it takes energies of swaps from the pair style; "
     "fix atom/swap asks the model",
 }
-"""Styles of `compute` and `fix` that do not know the energy or forces of a fix, and the reason."""
+"""Styles of `fix` that take energies from pair styles, so that they may act on NULL types only."""
 
 FIX = "attncalc"
 """Name of the fix in LAMMPS."""
@@ -129,7 +133,7 @@ def attach(
     numbers = _numbers_of(lmp, elements, model)
     if lmp.has_id("fix", FIX):
         raise ValueError(f"this LAMMPS instance has a fix {FIX} already: it takes one model")
-    _refuse_fixes_before(lmp, comm)
+    _refuse_fixes_before(lmp, comm, has_others=bool((numbers[1:] == 0).any()))
     options = {"charge": charge, "spin": spin, "exchange": exchange, "per_atom": per_atom}
     fix = AttnFix(lmp, comm, model, numbers, **options)
     fix.check_masses()
@@ -254,7 +258,7 @@ def zero_style(potential: Potential) -> list[str]:
     return [f"pair_style zero {potential.cutoff:.6f} nocoeff", "pair_coeff * *"]
 
 
-def _refuse_fixes_before(lmp: Any, comm: Any) -> None:
+def _refuse_fixes_before(lmp: Any, comm: Any, *, has_others: bool) -> None:
     """Refuse fixes that have been defined and do not know the model, or are called before it."""
     found: list[list[str]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -267,8 +271,9 @@ def _refuse_fixes_before(lmp: Any, comm: Any) -> None:
         found = comm.bcast(found, root=0)
     for name, style in found:
         style = re.sub("/(gpu|intel|kk|omp|opt)$", "", style)
-        if style in WITHOUT_MODEL:
-            raise ValueError(WITHOUT_MODEL[style])
+        refused = WITHOUT_MODEL if has_others else WITHOUT_MODEL | OF_PAIR_STYLES
+        if style in refused:
+            raise ValueError(refused[style])
         if style in CHANGING_FORCES:
             raise ValueError(
                 f"fix {name} ({style}) stands before the model and would act before its forces: "

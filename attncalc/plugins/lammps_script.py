@@ -23,7 +23,7 @@ import numpy as np
 
 from attncalc.domain import Integers
 from attncalc.model_file import load
-from attncalc.plugins.lammps import FIX, WITHOUT_MODEL, AttnFix, attach
+from attncalc.plugins.lammps import FIX, OF_PAIR_STYLES, WITHOUT_MODEL, AttnFix, attach
 
 EXAMPLE = "pair_style attncalc MODEL and pair_coeff * * with the element of every atom type"
 
@@ -177,6 +177,8 @@ class Script:
                 raise ValueError(
                     f"{path}: neigh_modify exclude: a network of many atoms cannot leave out pairs"
                 )
+            if fix[:1] and fix[0] in OF_PAIR_STYLES:
+                raise ValueError(f"{path}: {OF_PAIR_STYLES[fix[0]]}")
             if fix[:1] == ["widom"] and "full_energy" not in fix:
                 raise ValueError(
                     f"{path}: fix widom would see an ideal gas: add the keyword full_energy"

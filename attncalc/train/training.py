@@ -34,7 +34,7 @@ from attncalc.data.streamed import errors_of
 from attncalc.data.stress_checks import can_check_stress
 from attncalc.fast import unfit_widths
 from attncalc.files import write_atomically
-from attncalc.model_file import NETWORKS, load, model_name, origin, save
+from attncalc.model_file import NETWORKS, header, load, model_name, origin, save
 from attncalc.physics.pair_term import of_all_pairs
 from attncalc.potential import Committee, Potential
 from attncalc.structures import check_system
@@ -357,7 +357,8 @@ def _fit(
         potential = potential.to(processes.device)
         if processes.is_first:
             _say_what_is_trained(potential, recipe, processes, output)
-            _say_reference_energies(potential, training)
+            are_known = _energies_are_known(recipe, training)
+            _say_reference_energies(potential, training, are_known=are_known)
         reach = margin(recipe.denoising) if recipe.denoising else 0.0
         options: dict[str, Any] = {
             "long_range": potential.long_range_for,
@@ -537,13 +538,13 @@ def _check(
                 f"{where} has another level of theory than the training set ({level}, not "
                 f"{wanted}): compare them by attncalc eval, without test_data"
             )
-        if role == "test" and dataset.labels != training.labels:
-            raise ValueError(
-                f"{where} has another label set than the training set ({dataset.labels}, not "
-                f"{training.labels}): name one for both, labels in the recipe, or compare them by "
-                "attncalc eval, without test_data"
+        if processes.is_first and role == "test" and dataset.labels != training.labels:
+            log.warning(
+                "%s has another label set than the training set (%s, not %s): give the recipe "
+                "`labels` if these are of different methods",
+                *(where, dataset.labels, training.labels),
             )
-        if processes.is_first and role != "training":
+        if processes.is_first and role != "training" and not _energies_are_known(recipe, training):
             _warn_undetermined(training, dataset, where)
         _check_system(recipe, dataset, role, electrons(training) if role != "training" else {})
         try:
@@ -556,13 +557,24 @@ def _check(
         _check_periodicity(recipe, (training, validation))
 
 
+def _energies_are_known(recipe: Recipe, training: Dataset) -> bool:
+    """Return True if the starting model has reference energies of the same level of theory."""
+    if recipe.start_from is None:
+        return False
+    try:
+        theirs = header(recipe.find_start())["training"].get("level_of_theory", "")
+    except FileNotFoundError:  # a begun run does not need it any more
+        return True
+    return (recipe.level_of_theory or training.level_of_theory) in ("", theirs)
+
+
 def _warn_undetermined(training: Dataset, dataset: Dataset, where: str) -> None:
     if not len(unknown := undetermined(training, dataset)):
         return
     log.warning(
         "%s: %s of compositions that are no combination of those of the training set, the first is "
-        "%s: their energies cannot be learnt; add isolated atoms, or start from a model of the "
-        "same level of theory",
+        "%s: their energies cannot be learnt; add isolated atoms, or start from a model of this "
+        "level of theory",
         *(where, counted(len(unknown), "structure")),
         dataset.structures[int(unknown[0])].get_chemical_formula(),
     )
@@ -619,13 +631,13 @@ def _say_what_is_trained(
         )
 
 
-def _say_reference_energies(potential: Potential, training: Dataset) -> None:
+def _say_reference_energies(potential: Potential, training: Dataset, *, are_known: bool) -> None:
     energies = zip(potential.species, potential.reference_energies.tolist(), strict=True)
     log.info(
         "reference energies: %s%s",
         ", ".join(f"{chemical_symbols[z]} {energy:.3f} eV" for z, energy in energies),
         ""
-        if determines_each_element(training)
+        if are_known or determines_each_element(training)
         else "; only their sum over a structure has a meaning, as its compositions are few",
     )
 

@@ -109,7 +109,7 @@ def test_convert_data() -> None:
 
 
 def test_files_that_do_not_fit_together(shared: Path) -> None:
-    """Energies of two methods, or of two units, must not end in one file."""
+    """Energies of two methods in one file are told, of two units refused."""
     first = "1\nProperties=species:S:1:pos:R:3:forces:R:3:REF_forces:R:3 REF_energy=-1"
     last = "\nH 0 0 0 0 0 1 0 0 2\n"
     Path("a.extxyz").write_text(first.replace(":forces:R:3", "") + "\nH 0 0 0 0 0 2\n")
@@ -117,7 +117,7 @@ def test_files_that_do_not_fit_together(shared: Path) -> None:
     both = ("convert", "data", "a.extxyz", "b.extxyz", "-o", "all.h5")
     said = attncalc(*both).stderr
     assert "b.extxyz: its label set 'default' was read, of what is before it 'REF'" in said
-    succeeds(*both, "--labels", "REF")
+    succeeds(*both, "--labels", "REF", "--overwrite")
     assert data.stream("all.h5").energies.tolist() == [-1, -1]
     np.savez("c.npz", z=[1], R=np.zeros((2, 1, 3)), E=np.ones(2), F=np.zeros((2, 1, 3)))
     mixed = ("convert", "data", "c.npz", "b.extxyz", "--energy-unit", "kcal/mol", "-o", "c.h5")

@@ -308,6 +308,25 @@ def test_killed_while_the_output_is_written(few, monkeypatch):
     assert len(read(TARGET, ":")) == 10
 
 
+@pytest.mark.parametrize(
+    ("ending", "content"),
+    [(".xyz", None), (".xyz", b""), (".xyz", b"[]"), (".json", b""), (".json", b"[]")],
+)
+def test_a_damaged_shard_is_done_again(few, ending, content):
+    for k in range(3):
+        work_off(shard=f"{k + 1}/3")
+    (part,) = Path("out.xyz.parts").rglob(f"000001{ending}")
+    part.unlink()
+    if content is not None:
+        part.write_bytes(content)
+    with pytest.raises(ValueError, match="the results of structures 4 to 7 are damaged: run the"):
+        work_off(gather=True)
+    assert not TARGET.exists()
+    work_off(shard="1/1")
+    work_off(gather=True)
+    assert [atoms.positions[0, 0] for atoms in read(TARGET, ":")] == list(range(10))
+
+
 def test_a_folder_is_made_with_its_plan_once(few):
     work = Work(find_shards(SOURCE, 4), TARGET)
     assert work.claim({"how": "one"}, new=True)

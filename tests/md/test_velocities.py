@@ -139,13 +139,29 @@ def test_constraints_that_hold_the_same_atoms(constraints: list, n_dof: int) -> 
     assert Thermometer.for_run(atoms, "nvt").n_dof == n_dof
 
 
-def test_constraints_whose_degrees_of_freedom_are_not_known() -> None:
-    atoms = bulk("Cu", cubic=True) * (5, 4, 4)
-    atoms.set_constraint([FixAtoms([0]), FixCom()])
-    with pytest.raises(
-        ValueError, match=r"\(FixAtoms, FixCom\) hold the same atoms, and 320 atoms"
+def test_rigid_molecules_of_a_liquid_without_a_drift() -> None:
+    """Constraints of thousands of atoms, whose groups are small."""
+    liquid, water = Atoms(), molecule("H2O")
+    for k in range(400):
+        water.rotate(37.0, (1, 2, 3))
+        water.positions += [4.0 * (-1) ** k, 4.0, 0.0]
+        liquid += water
+    pairs = [(3 * k + i, 3 * k + j) for k in range(400) for i, j in ((0, 1), (0, 2), (1, 2))]
+    for others, n_dof in (
+        ([], 2400),
+        ([FixCom()], 2397),
+        ([FixAtoms([0])], 2397),
+        ([FixAtoms([0, 1, 2]), FixCom()], 2391),
     ):
+        liquid.set_constraint([FixBondLengths(pairs), *others])
+        assert Thermometer.for_run(liquid, "nvt").n_dof == n_dof
+
+
+def test_constraints_whose_degrees_of_freedom_are_not_known() -> None:
+    atoms = bulk("Cu", cubic=True) * (7, 7, 6)
+    atoms.set_constraint([FixAtoms([0]), FixSubsetCom(range(1100))])
+    with pytest.raises(ValueError, match=r"FixSubsetCom\) hold the same atoms, and 1100 atoms are"):
         Thermometer.for_run(atoms, "nve")
-    atoms.set_constraint(FixedMode(np.ones((320, 3))))
+    atoms.set_constraint(FixedMode(np.ones((len(atoms), 3))))
     with pytest.raises(ValueError, match="FixedMode of ASE does not regard the masses"):
         Thermometer.for_run(atoms, "nve")

@@ -126,12 +126,14 @@ REFUSALS = {
     "no cell": (
         Atoms("H", pbc=True),
         "pbc is [True, True, True] but the cell vectors of the periodic directions are "
-        "zero, shorter than 1e-8 Å or dependent: set atoms.cell in Å, or atoms.pbc = False",
+        "zero, shorter than 1e-8 Å or linearly dependent: set atoms.cell in Å, or "
+        "atoms.pbc = False",
     ),
     "flat cell": (
         Atoms("H", cell=[[1, 0, 0], [2, 0, 0], [0, 0, 1]], pbc=[True, True, False]),
         "pbc is [True, True, False] but the cell vectors of the periodic directions are "
-        "zero, shorter than 1e-8 Å or dependent: set atoms.cell in Å, or atoms.pbc = False",
+        "zero, shorter than 1e-8 Å or linearly dependent: set atoms.cell in Å, or "
+        "atoms.pbc = False",
     ),
     "images on top": (
         Atoms("H", cell=[[5, 0, 0], [0, 0.2, 0], [0, 0, 5]], pbc=[False, True, False]),

@@ -21,7 +21,7 @@ from attncalc.cli.options import Minutes, charge_options, set_charge, set_thread
 from attncalc.cli.output import output_options, overwrites, report_json, say, warn
 from attncalc.cli.progress import progress_bar
 from attncalc.files import FileLock
-from attncalc.model_file import DEFAULT_MODEL, find_model, header, load
+from attncalc.model_file import DEFAULT_MODEL, find_model, load
 from attncalc.options import positive
 from attncalc.structures import check_system
 from attncalc.system import System, charge_and_spin, stated, what_is_ignored
@@ -199,23 +199,20 @@ def _first_weights(name: str | None, atoms: Atoms) -> str | None:
     """Return the file of the model that trainings start from; None for random weights."""
     if name == "none":
         return None
-    if name is None:
-        try:
-            check_system(load(DEFAULT_MODEL, device="cpu"), System.from_ase(atoms))
-        except ValueError:  # an element, charge or spin that it does not know
-            return None
-        say(f"trainings start from {DEFAULT_MODEL} (--start-from none: from random weights)")
     path = find_model(name or DEFAULT_MODEL).absolute()
-    if "members" in header(path):
+    model = load(path, device="cpu")
+    if len(model.members) > 1:
         raise ValueError(f"--start-from {name} is a committee: start from a member")
-    if name is not None:  # before the oracle has labelled anything
-        model = load(path, device="cpu")
-        if model.baseline:
-            raise ValueError(f"--start-from {name} is a delta model: start from another one")
-        try:
-            check_system(model, System.from_ase(atoms))
-        except ValueError as error:
-            raise ValueError(f"--start-from {name} cannot be used: {error}") from None
+    if model.baseline:
+        raise ValueError(f"--start-from {name} is a delta model: start from another one")
+    try:  # before the oracle has labelled anything
+        check_system(model, System.from_ase(atoms))
+    except ValueError as error:  # an element, charge or spin that it does not know
+        if name is None:
+            return None
+        raise ValueError(f"--start-from {name} cannot be used: {error}") from None
+    if name is None:
+        say(f"trainings start from {DEFAULT_MODEL} (--start-from none: from random weights)")
     return str(path)
 
 

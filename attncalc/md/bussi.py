@@ -21,7 +21,7 @@ class Bussi(AtTemperature):
 
     B changes momenta by forces, A positions by momenta, R rescales momenta (Bussi, Donadio &
     Parrinello, J. Chem. Phys. 126, 014101, 2007). It disturbs the dynamics less than friction. The
-    the motion of the centre of mass and, for a molecule, rotation are conserved, as in "nve".
+    motion of the centre of mass and, for a molecule, rotation are conserved, as in "nve".
 
     Attributes:
         timestep: ASE time units (0.5 * ase.units.fs).

@@ -491,7 +491,7 @@ def _check(
 ) -> None:
     """Check for all errors that would otherwise appear later, perhaps after days."""
     processes.check(recipe)
-    known = set(elements_of(training))
+    known, are_known = set(elements_of(training)), _energies_are_known(recipe, training)
     if processes.is_first:
         _say_what_there_is(training, validation, test)
         if repeated := describe_repeated(count_repeated(training, validation, test)):
@@ -544,7 +544,7 @@ def _check(
                 "`labels` if these are of different methods",
                 *(where, dataset.labels, training.labels),
             )
-        if processes.is_first and role != "training" and not _energies_are_known(recipe, training):
+        if processes.is_first and role != "training" and not are_known:
             _warn_undetermined(training, dataset, where)
         _check_system(recipe, dataset, role, electrons(training) if role != "training" else {})
         try:

@@ -69,7 +69,7 @@ class Driver:
             self.evaluator, self._monitor = Evaluator(load(model, device=device)), NoveltyMonitor()
             self._system = self._copies(1)
         except Exception as error:
-            if Path(sys.argv[0]).name == "i-pi":  # would print a traceback of sixty lines
+            if _is_program_of_ipi():
                 _end(error)
             raise
 
@@ -94,7 +94,7 @@ class Driver:
             return self._evaluate([cell], [pos])[0]
         except Exception as error:
             # in a thread of i-PI the error would be lost, and i-PI would wait forever
-            if threading.current_thread() is not threading.main_thread():
+            if _is_program_of_ipi() or threading.current_thread() is not threading.main_thread():
                 _end(error)
             raise
 
@@ -124,7 +124,12 @@ class Driver:
         return [(float(energy[k]) / units.Hartree, forces[k], virial[k], "") for k in range(n)]
 
 
+def _is_program_of_ipi() -> bool:
+    """Return True in i-PI and in its client, which would print a traceback of many lines."""
+    return Path(sys.argv[0]).name in ("i-pi", "i-pi-py_driver")
+
+
 def _end(error: Exception) -> None:
-    """Print one line and end the process of i-PI; its last restart file is kept."""
+    """Print one line and end this process; i-PI's last restart file is kept."""
     print(f"Error: attncalc: {one_line(error, longest=1000)}", file=sys.stderr, flush=True)
     os._exit(1)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -161,4 +164,32 @@ def test_an_error_in_a_thread_of_ipi_ends_it(tmp_path):
     status, _, err = started(tmp_path, 4, 8)
     assert status == 1
     assert "Error: attncalc: " in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("broken", ["template", "positions"])
+def test_an_error_in_a_client_of_a_socket_ends_it_with_one_line(broken, tmp_path):
+    pytest.importorskip("ipi", reason='needs i-PI: pip install "attncalc[ipi]"')
+    atoms = ethanol()
+    write(tmp_path / "ethanol.xyz", Atoms("Au") if broken == "template" else atoms)
+    atoms.positions[1] = atoms.positions[0]
+    numbers = [np.diag([60.0] * 3), np.eye(3), np.int32(len(atoms)), atoms.positions]
+    server = socket.create_server(("localhost", 0))
+
+    def send() -> None:
+        with server.accept()[0] as client:
+            client.sendall(b"POSDATA     " + b"".join(number.tobytes() for number in numbers))
+            client.recv(1)  # until the client has ended
+
+    threading.Thread(target=send, daemon=True).start()
+    driver = REPOSITORY / "attncalc/plugins/ipi_driver.py"
+    status, _, err = python_forked(
+        Path(sys.executable).parent / "i-pi-py_driver",
+        *("-a", "localhost", "-p", server.getsockname()[1], "-m", "custom", "-P", driver),
+        *("-o", "model=so3krates-ethanol,template=ethanol.xyz,device=cpu"),
+        folder=tmp_path,
+    )
+    assert status == 1
+    expected = "not trained on Au" if broken == "template" else r"atom 0 \(C\) and atom 1"
+    assert re.search(f"^Error: attncalc: .*{expected}", err, re.MULTILINE)
     assert "Traceback" not in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -59,8 +60,8 @@ class Energy:
         is_file = Path(model).is_file() or str(model) not in shipped_models()
         model = str(find_model(model).resolve()) if is_file else str(model)
         try:
-            numbers = [int(number) for number in numbers]
-        except ValueError:
+            numbers = [operator.index(number) for number in numbers]
+        except TypeError:  # of symbols, or of masses
             raise ValueError(f"numbers must be atomic numbers, got {list(numbers)}") from None
         self._given = (model, numbers, periodic, charge, spin, device)
         # contexts with this force may run in several threads

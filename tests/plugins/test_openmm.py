@@ -145,6 +145,7 @@ def test_dynamics_conserve_energy():
     [
         ({"numbers": [6, 6, 8]}, "one of each of the 9 particles, got 3"),
         ({"numbers": [*"CCOHHHHHH"]}, r"numbers must be atomic numbers, got \['C', "),
+        ({"numbers": [6.0, 6, 8, *[1.008] * 6]}, r"numbers must be atomic numbers, got \[6.0, "),
         ({"numbers": [14] * 9}, "Si"),
         ({"charge": 1, "spin": 2}, "neutral structures only"),
         ({"model": "no-such-model"}, "no-such-model"),

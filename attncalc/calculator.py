@@ -199,8 +199,9 @@ class AttnCalculator(PlainlyPickled, BaseCalculator):
 
         Raises:
             ValueError: the structure is impossible or not known to the model.
-            PropertyNotImplementedError: stress of a structure without three cell vectors, or dipole
-                of one with periodic directions.
+            PropertyNotImplementedError: stress of a structure without three cell vectors, stress
+                per atom of a model with an Ewald sum, or dipole of a structure with periodic
+                directions.
         """
         with self._lock:
             atoms = self._last(atoms)
@@ -213,6 +214,10 @@ class AttnCalculator(PlainlyPickled, BaseCalculator):
             if needs_volume and not has_volume(atoms):
                 raise PropertyNotImplementedError(
                     "stress needs a volume: this structure does not have three cell vectors"
+                )
+            if "stresses" in properties and self.evaluator.plain.reads_system:
+                raise PropertyNotImplementedError(
+                    "stress per atom: this model has an Ewald sum, which is not a sum over pairs"
                 )
             # if this structure fails, results of the one before must not be taken for its own
             self.results = {}

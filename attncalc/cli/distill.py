@@ -180,7 +180,8 @@ def _start(structure: str, charge: int | None, multiplicity: int | None) -> Atom
     read = read_structures(structure, "-1")[-1]
     atoms = Atoms(read.numbers, read.positions, cell=read.cell, pbc=read.pbc)
     if len(atoms) < 2:
-        raise ValueError(f"{structure}: two atoms or more are needed, got {len(atoms)}")
+        advice = "; repeat the cell" if atoms.pbc.any() else ""
+        raise ValueError(f"{structure}: two atoms or more are needed, got {len(atoms)}{advice}")
     set_charge([read], charge, multiplicity)
     for name in ("charge", "spin"):
         atoms.info |= stated(read.info, name)

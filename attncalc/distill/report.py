@@ -180,9 +180,9 @@ def _lines(done: Distilled, products: list[Product], goal: Goal) -> Iterator[str
         )
     yield from (
         "",
-        f"Errors are those on {len(last.test)} frames (test.h5) of the first model's dynamics at "
-        f"{settings['temperature']:g} K{_elsewhere(last)}, chosen by chance and labelled "
-        "afterwards: no model was trained on them.",
+        f"Errors are those on {len(last.test)} frames (test.h5) of the dynamics of "
+        f"{products[0].file.name} at {settings['temperature']:g} K{_elsewhere(last)}, "
+        "chosen by chance and labelled afterwards: no model was trained on them.",
         "",
         "## Stability and novelty",
         "",

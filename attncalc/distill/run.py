@@ -36,7 +36,7 @@ from attncalc.distill.explore import (
 )
 from attncalc.distill.labels import LabelStore
 from attncalc.distill.shapes import Shape
-from attncalc.distill.start import displaced, relaxed
+from attncalc.distill.start import N_PROBES, displaced, probes, relaxed, stiffness
 from attncalc.distill.training import member_file, train_committee
 from attncalc.files import write_atomically
 from attncalc.model_file import checksum
@@ -338,22 +338,37 @@ class _Run:
             self._save()
         lowest = store.structures[state.path[-1]]
         if not state.known:
-            frames = self._chosen("first", 0, lambda: self._displaced(lowest))
-            frames = self._label(frames, "displaced structures", self._n_left - FEWEST_TESTED)
+            shape = Shape.of(lowest)
+            frames, stiff = self._probed(shape)
+            n = self._share - len(frames)
+            more = self._chosen("first", 0, lambda: self._displaced(shape, n, stiff))
+            frames += self._label(more, "displaced structures", self._n_left - FEWEST_TESTED)
             self._learn([*(store.structures[k] for k in state.path), *frames])
         return lowest
 
-    def _displaced(self, lowest: Atoms) -> list[Atoms]:
+    def _probed(self, shape: Shape) -> tuple[list[Atoms], float]:
+        """Label a few displaced structures; return them and how stiff the relaxed one is."""
+        state, store, settings = self._state, self._store, self._settings
+        rng = np.random.default_rng([settings.seed, 0, 3])
+        n = max(0, min(N_PROBES, self._n_left - FEWEST_TESTED))
+        frames = self._chosen("probes", 0, lambda: probes(rng, shape, settings.temperature, n))
+        what = "displaced structures, to see how stiff it is"
+        rows = store.rows(self._label(frames, what, self._n_left - FEWEST_TESTED))
+        lowest = store.labels[state.path[-1]].energy
+        energies = [store.labels[row].energy - lowest for row in rows]
+        return frames, stiffness(shape, [store.structures[row] for row in rows], energies)
+
+    def _displaced(self, shape: Shape, n: int, stiff: float) -> list[Atoms]:
         rng = np.random.default_rng([self._settings.seed, 0])
-        n = max(0, min(self._share, self._n_left - FEWEST_TESTED))
-        return displaced(rng, Shape.of(lowest), self._settings.temperature, n)
+        n = max(0, min(n, self._n_left - FEWEST_TESTED))
+        return displaced(rng, shape, self._settings.temperature, n, stiff)
 
     def _round(self, number: int, shape: Shape) -> None:
         state, settings = self._state, self._settings
         training, validation = self._split()
         log.info(
-            "round %d: training %d networks on %d structures",
-            *(number + 1, settings.members, len(training)),
+            "round %d: training %d network%s on %d structures",
+            *(number + 1, settings.members, "s" * (settings.members > 1), len(training)),
         )
         with self._stage("training"):
             potential = self._trained(number)

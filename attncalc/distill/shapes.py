@@ -64,16 +64,23 @@ class Shape:
                 return f"bond {names} {what}"
         return ""
 
-    def displacements(self, rng: np.random.Generator, temperature: float) -> Floats:
+    def displacements(
+        self, rng: np.random.Generator, temperature: float, stiffness: float = 1.0
+    ) -> Floats:
         """Draw displacements [n_atoms, 3] Å from a spring model at a temperature [K].
 
         Springs connect atoms that are one, two or three bonds apart, so that stiff modes have small
         amplitudes and soft modes large ones. This replaces normal modes, which would need the
-        oracle.
+        oracle. All force constants are multiplied by `stiffness`.
         """
         values, modes = self._modes()
-        width = np.sqrt(units.kB * temperature / np.maximum(values, SOFTEST))
+        width = np.sqrt(units.kB * temperature / np.maximum(stiffness * values, SOFTEST))
         return (modes @ (width * rng.normal(size=len(values)))).reshape(-1, 3)
+
+    def spring_energy(self, displacements: Floats) -> float:
+        """Return the energy [eV] of displacements [n_atoms, 3] in the spring model."""
+        values, modes = self._modes()
+        return float(values @ (modes.T @ displacements.ravel()) ** 2) / 2
 
     def _modes(self) -> tuple[Floats, Floats]:
         """Return force constants [n_modes] eV/Å² and modes [3 n_atoms, n_modes], none rigid."""

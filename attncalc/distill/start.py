@@ -18,6 +18,8 @@ from attncalc.sampling.relaxation import relaxations, rounded
 RELAX_STEPS, FROM_RELAXATION = 40, 8
 # temperatures of the displacements, relative to the target temperature
 COLDEST, HOTTEST = 0.2, 1.5
+# structures that show how stiff the relaxed one is, and the smallest stiffness
+N_PROBES, LEAST_STIFF = 3, 0.02
 # most structures with turned bonds that displacements start from; trials per requested structure
 MOST_TURNED, TRIALS = 20, 20
 
@@ -36,7 +38,32 @@ def relaxed(store: LabelStore, structure: Atoms) -> list[Atoms]:
     return [path[k][0] for k in kept]
 
 
-def displaced(rng: np.random.Generator, shape: Shape, temperature: float, n: int) -> list[Atoms]:
+def probes(rng: np.random.Generator, shape: Shape, temperature: float, n: int) -> list[Atoms]:
+    """Draw n structures around a relaxed one, whose energies give its `stiffness`."""
+    drawn = (shape.atoms.positions + shape.displacements(rng, temperature) for _ in range(n))
+    return [rounded(shape.atoms, one) for one in drawn if not shape.fault(one)]
+
+
+def stiffness(shape: Shape, structures: Sequence[Atoms], energies: Sequence[float]) -> float:
+    """Return the oracle's energy of displacements relative to that of the spring model, at most 1.
+
+    The springs are those of covalent bonds. Metals, whose atoms have many neighbours, are ten to
+    twenty times as soft. Displacements of molecules cost more than in the spring model, because
+    they are straight.
+
+    Args:
+        shape: the relaxed structure.
+        structures: from `probes`.
+        energies: of the structures, eV, relative to the relaxed one.
+    """
+    moved = (atoms.positions - shape.atoms.positions for atoms in structures)
+    springs = sum(shape.spring_energy(one) for one in moved)
+    return min(1.0, max(LEAST_STIFF, sum(energies) / springs)) if springs else 1.0
+
+
+def displaced(
+    rng: np.random.Generator, shape: Shape, temperature: float, n: int, stiffness: float = 1.0
+) -> list[Atoms]:
     """Draw structures around a relaxed one and around those with turned bonds.
 
     Args:
@@ -44,6 +71,7 @@ def displaced(rng: np.random.Generator, shape: Shape, temperature: float, n: int
         shape: the relaxed structure.
         temperature: target temperature, K; that of a displacement is 0.2 to 1.5 times this.
         n: number of structures; fewer are returned if atoms come too close in many trials.
+        stiffness: of the structure, relative to the spring model.
     """
     starts = [shape.atoms.positions, *_turned(rng, shape)]
     found: list[Atoms] = []
@@ -53,7 +81,7 @@ def displaced(rng: np.random.Generator, shape: Shape, temperature: float, n: int
         # every other one around the minimum
         start = starts[0 if trial % 2 else int(rng.integers(len(starts)))]
         kelvin = temperature * rng.uniform(COLDEST, HOTTEST)
-        atoms = rounded(shape.atoms, start + shape.displacements(rng, kelvin))
+        atoms = rounded(shape.atoms, start + shape.displacements(rng, kelvin, stiffness))
         if not shape.fault(atoms.positions):
             found.append(atoms)
     return found

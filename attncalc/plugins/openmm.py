@@ -102,6 +102,18 @@ class Energy:
             self._box, self._system = box, replace(self._system, cell=cell)
 
 
+def whole_numbers(particles: Sequence[int]) -> list[int]:
+    """Return particles as integers; OpenMM does not take those of NumPy.
+
+    Raises:
+        ValueError: one is not a whole number.
+    """
+    try:
+        return [operator.index(particle) for particle in particles]
+    except TypeError:
+        raise ValueError(f"particles must be whole numbers, got {list(particles)}") from None
+
+
 def add_force(
     system: openmm.System,
     model: str | Path,
@@ -138,7 +150,7 @@ def add_force(
     """
     n_particles = system.getNumParticles()
     if particles is not None:  # OpenMM would read and write beyond its arrays
-        particles = [int(particle) for particle in particles]
+        particles = whole_numbers(particles)
         # OpenMM-ML collects forces in a system without particles, to copy them to another
         end = n_particles or math.inf
         if outside := [k for k in particles if not 0 <= k < end]:

@@ -503,7 +503,10 @@ def _check(
         if len(dataset) == 0:
             raise ValueError(f"{where} is empty")
         if role != "test" and dataset.forces is None:
-            raise ValueError(f"{where} has no forces: training needs energies and forces")
+            raise ValueError(
+                f"{where} has no forces: training needs energies and "
+                "forces, even if the weight of one of them is 0"
+            )
         if role != "test" and recipe.stress_weight and dataset.stress is None:
             raise ValueError(f"{where} has no stress, but the recipe's stress_weight is not zero")
         if role != "test" and recipe.stress_weight and (k := without_volume(dataset)) >= 0:

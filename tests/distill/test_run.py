@@ -171,6 +171,7 @@ def test_every_budget_ends_with_products(
 
         teacher = level_of_theory = "numbers"
         seconds_per_call = 0.0
+        labels = [SimpleNamespace(energy=0.0)] * 10**4
 
         def __init__(self, *_: Any) -> None:
             self.structures, self.n_calls = range(10**4), 0
@@ -212,7 +213,9 @@ def test_every_budget_ends_with_products(
     )
     monkeypatch.setattr(run, "LabelStore", Store)
     monkeypatch.setattr(run, "relaxed", relaxed)
-    monkeypatch.setattr(run, "displaced", lambda rng, shape, kelvin, n: stores[-1].new(n))
+    monkeypatch.setattr(run, "probes", lambda rng, shape, kelvin, n: stores[-1].new(n))
+    monkeypatch.setattr(run, "stiffness", lambda shape, structures, energies: 1.0)
+    monkeypatch.setattr(run, "displaced", lambda rng, shape, kelvin, n, stiff: stores[-1].new(n))
     monkeypatch.setattr(run, "fair_sample", lambda pool, shape, n, rng: stores[-1].new(n))
     monkeypatch.setattr(run, "most_uncertain", lambda pool, shape, n, known: stores[-1].new(n))
     monkeypatch.setattr(run, "Pool", SimpleNamespace(load=lambda path: pool))

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from ase import units
 from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
 
 pytest.importorskip("rdkit", reason="needs rdkit: pip install attncalc[distill]")
+from attncalc import AttnCalculator
 from attncalc.distill.shapes import SOFTEST, Shape, farthest_first, fingerprint
+from attncalc.distill.start import displaced, probes, stiffness
 
 
 @pytest.fixture
@@ -55,6 +58,33 @@ def test_displacements_are_thermal_and_stiff_along_bonds(ethanol: Shape) -> None
     ]
     # sqrt(kT / k) of the spring of a bond, which others stiffen, is 0.03 Å
     assert 0.01 < np.std(np.array(lengths) - bonded) < 0.04
+
+
+def test_displacements_of_a_metal_have_its_thermal_energy() -> None:
+    """Springs of covalent bonds are twenty times too stiff for it."""
+    copper, rng = bulk("Cu", cubic=True) * (2, 2, 2), np.random.default_rng(0)
+    shape, calc = Shape.of(copper), EMT()
+    lowest = calc.get_potential_energy(copper)
+
+    def energies(structures) -> list[float]:
+        return [calc.get_potential_energy(atoms) - lowest for atoms in structures]
+
+    found = probes(rng, shape, 300.0, 3)
+    factor = stiffness(shape, found, energies(found))
+    assert 0.04 < factor < 0.07
+    thermal = (3 * len(copper) - 3) * units.kB * 300 / 2
+    assert np.mean(energies(found)) < 0.1 * thermal
+    # the temperatures are 0.2 to 1.5 times the target, 0.85 in the mean
+    moved = displaced(rng, shape, 300.0, 40, factor)
+    assert np.mean(energies(moved)) / thermal == pytest.approx(0.85, rel=0.15)
+
+
+def test_molecules_are_as_stiff_as_the_springs(ethanol: Shape) -> None:
+    found = probes(np.random.default_rng(0), ethanol, 300.0, 3)
+    lowest, *others = AttnCalculator("so3krates-ethanol").calculate_many([ethanol.atoms, *found])
+    energies = [one["energy"] - lowest["energy"] for one in others]
+    assert stiffness(ethanol, found, energies) == 1
+    assert stiffness(ethanol, [], []) == 1
 
 
 def test_fingerprints_do_not_know_the_order_or_place_of_atoms() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.spacegroup import crystal
 from networks import compiled_so3krates
 from torch import Tensor
@@ -266,6 +267,10 @@ def test_a_slab_and_ghosts_are_refused(potential) -> None:
     slab.calc = AttnCalculator(potential, device="cpu")
     with pytest.raises(ValueError, match="three periodic directions or none"):
         slab.get_potential_energy()
+    water = box()
+    water.calc = AttnCalculator(potential, device="cpu")
+    with pytest.raises(PropertyNotImplementedError, match="stress per atom: this model has an Ewa"):
+        water.get_stresses()
     graphs = fresh_graphs(potential, System.from_ase(box()))
     with pytest.raises(ValueError, match="Ewald sums over the whole structure"):
         evaluate(potential, Graphs(graphs.short, n_counted=3, system=graphs.system))

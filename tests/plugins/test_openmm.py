@@ -151,6 +151,7 @@ def test_dynamics_conserve_energy():
         ({"model": "no-such-model"}, "no-such-model"),
         ({"particles": [*range(8), 9]}, "from 0 to 8, got 9"),
         ({"particles": [*range(8), -1]}, "from 0 to 8, got -1"),
+        ({"particles": [*range(8), 8.5]}, r"particles must be whole numbers, got \[0, .*8.5\]"),
         ({"particles": [*range(8), 0]}, "twice"),
     ],
 )

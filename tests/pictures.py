@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 DRAW = Figure.savefig
@@ -28,6 +29,10 @@ def save(figure: Figure, target: str | PathLike[str] | BinaryIO, **options: Any)
 
 def draw_none(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Figure, "savefig", save)
+
+
+def draw_none_in_pages(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("attncalc.report.pictures.inline_svg", lambda *_, **__: Markup("<svg></svg>"))
 
 
 def draw_all(patch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.io import write
 from command_line import COPPER, Forked, attncalc, fails, import_again, wait_until
+from pictures import draw_none_in_pages
 
 from attncalc import AttnCalculator, data
 from attncalc.cli.distill import _first_weights
@@ -37,9 +38,14 @@ def cluster() -> str:
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small models without engines: compiling these takes minutes in a new clone."""
+    """Small models without engines: compiling these takes minutes in a new clone.
+
+    Their speed is measured in few steps.
+    """
     monkeypatch.setattr("attncalc.evaluator.lower", lambda potential: potential)
     monkeypatch.setattr("attncalc.distill.training.STEPS_PER_EPOCH", 10)
+    monkeypatch.setattr("attncalc.distill.report.STEPS", 10)
+    monkeypatch.setattr("attncalc.distill.report.WARM_UP", 1)
     small = {"num_features": 16, "num_heads": 2, "degrees": (1, 2), "num_layers": 1, "num_basis": 8}
     monkeypatch.setattr("attncalc.distill.training.CONFIG", CONFIG | small)
 
@@ -51,7 +57,7 @@ def labels(folder: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("plain")
-def test_a_run_to_the_end_of_its_labels(cluster: str) -> None:
+def test_a_run_to_the_end_of_its_labels(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("distill", cluster, *EMT, *SMALL, "--labels", 100, "--force-mae", 1e-6, "--json")
     result = attncalc(*command)
     assert result.exit_code == 2, result.output
@@ -88,6 +94,7 @@ def test_a_run_to_the_end_of_its_labels(cluster: str) -> None:
     )
     assert (folder / "errors.html").stat().st_size > 10_000
     # nothing is done again; a looser goal needs no label
+    draw_none_in_pages(monkeypatch)
     again = json.loads(attncalc(*command).stdout)
     assert (again["labels"], again["rounds"]) == (told["labels"], told["rounds"])
     assert "was begun with temperature 300.0, not 400.0" in fails(*command, "--temperature", 400)
@@ -95,7 +102,10 @@ def test_a_run_to_the_end_of_its_labels(cluster: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("plain")
-def test_killed_anywhere_it_ends_as_if_it_had_not_been(cluster: str) -> None:
+def test_killed_anywhere_it_ends_as_if_it_had_not_been(
+    cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_none_in_pages(monkeypatch)
     command = ("distill", cluster, *EMT, *SMALL, "--labels", 80, "--members", 1, "-q")
     for place in (
         ".lock",  # before the first label

@@ -192,7 +192,13 @@ def _start(structure: str, charge: int | None, multiplicity: int | None) -> Atom
     if not np.array_equal(read.get_masses(), atoms.get_masses()):
         warn("masses of the structure are not used: the distillation moves common isotopes")
     System.from_ase(atoms)  # refuses impossible structures
+    is_stated = bool(atoms.info)
     atoms.info = dict(zip(("charge", "spin"), charge_and_spin(atoms), strict=True))
+    if not is_stated and atoms.info["spin"] > 1:
+        warn(
+            "charge 0 e and multiplicity 2 are assumed, as the number of electrons is odd; "
+            "--charge or --multiplicity says what is meant"
+        )
     return atoms
 
 

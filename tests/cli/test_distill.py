@@ -17,7 +17,7 @@ from command_line import COPPER, Forked, attncalc, fails, import_again, wait_unt
 from pictures import draw_none_in_pages
 
 from attncalc import AttnCalculator, data
-from attncalc.cli.distill import _first_weights
+from attncalc.cli.distill import _first_weights, _start
 from attncalc.distill.training import CONFIG
 from attncalc.model_file import DEFAULT_MODEL, shipped_models
 
@@ -254,6 +254,23 @@ def test_a_multiplicity_under_another_name_is_read() -> None:
     write("o2.xyz", Atoms("O2", [[0, 0, 0], [0, 0, 1.2]], info={"multiplicity": 3}))
     said = fails("distill", "o2.xyz", *EMT, "--charge", 1)
     assert 'atoms.info["multiplicity"] = 3 is impossible for 15 electrons' in said
+
+
+def test_an_assumed_radical_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    ammonium = Atoms("NH4", molecule("CH4").positions)
+    write("silent.xyz", ammonium)
+    ammonium.info["charge"] = 1
+    write("ion.xyz", ammonium)
+    write("methane.xyz", molecule("CH4"))
+    said = "Warning: charge 0 e and multiplicity 2 are assumed"
+    assert _start("silent.xyz", None, None).info == {"charge": 0, "spin": 2}
+    assert said in capsys.readouterr().err
+    for file, charge, multiplicity in (
+        *(("silent.xyz", 1, None), ("silent.xyz", 0, None), ("silent.xyz", None, 2)),
+        *(("ion.xyz", None, None), ("methane.xyz", None, None)),
+    ):
+        _start(file, charge, multiplicity)
+        assert said not in capsys.readouterr().err
 
 
 def test_without_lightning_it_says_what_is_missing(

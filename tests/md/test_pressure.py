@@ -18,6 +18,7 @@ from toys import gas, zeros_of
 from attncalc import AttnCalculator, System, load, md
 from attncalc.evaluator import Evaluator
 from attncalc.md.checkpoint import save_checkpoint
+from attncalc.md.job import run_structures
 
 FS = units.fs
 COPPER = Path(__file__).parents[1] / "models" / "cu-emt.safetensors"
@@ -74,7 +75,7 @@ def test_ase_logs_the_same(fixed: int, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"n_steps": 2, "every": 1}
     for ensemble in ("nve", "nvt"):
         one = md.Settings(ensemble, **settings)
-        md.job.run_structures(
+        run_structures(
             [atoms.copy()], Evaluator(model), one, tmp_path / f"{ensemble}.h5md", info={}
         )
         other = atoms.copy()

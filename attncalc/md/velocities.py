@@ -155,7 +155,7 @@ def _allowed(atoms: Atoms) -> int:
         if isinstance(one, OF_SINGLE_ATOMS):
             single.append(one)
         elif isinstance(one, FixBondLengths):
-            pairs = np.unique(np.sort(np.asarray(one.pairs).reshape(-1, 2) % n_atoms), axis=0)
+            pairs = np.asarray(one.pairs).reshape(-1, 2) % n_atoms
             units += [_Unit(pair, 1, None) for pair in pairs]
         elif type(one) is FixCom:
             has_com = True

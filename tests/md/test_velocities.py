@@ -122,6 +122,7 @@ OVERLAPPING = {  # constraints of eight atoms, and the degrees of freedom that t
     "scaled": ([FixScaled([0, 1], mask=Z), FixCartesian([0], mask=Z)], 22),
     "bond to a fixed atom": ([FixBondLengths([(0, 1), (1, 2)]), FixAtoms([0])], 19),
     "bond of fixed atoms": ([FixBondLengths([(0, 1), (1, 2)]), FixAtoms([0, 1])], 17),
+    "bond of the last atom": ([FixBondLengths([(0, -1)]), FixBondLengths([(7, 0), (0, 7)])], 23),
     "bond twice": ([FixBondLengths([(0, 1), (1, 2)]), FixBondLengths([(0, 1)])], 22),
     "centre in a plane": ([FixCom(), FixCartesian(range(8), mask=Z)], 14),
     "centre and bond": ([FixCom(), FixBondLengths([(0, 1)])], 20),

@@ -275,6 +275,10 @@ def test_no_constant_is_taken_off_in_vain(labelled, prediction):
     two = labelled[[0, 1]]
     off = Prediction(two.energies + 100.0, prediction.forces[:2], None)
     assert not energy_errors(off, two)[1], "two numbers are fitted by two constants, always"
+    five = data.Dataset((Atoms("H"),) * 5, energies=np.zeros(5))
+    scattered = Prediction(np.array([2.0, 0, 2, 0, 2]), (), None)
+    assert not energy_errors(scattered, five)[1], "a constant removes a fifth of the MAE only"
+    assert energy_errors(Prediction(2 + scattered.energies, (), None), five)[1]
 
 
 def test_scatter_is_what_composition_does_not_explain(labelled, prediction):

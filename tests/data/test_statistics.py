@@ -9,7 +9,12 @@ from ase.build import bulk, molecule
 from ase.neighborlist import neighbor_list
 
 from attncalc import data
-from attncalc.data.statistics import determines_each_element, electrons, undetermined
+from attncalc.data.statistics import (
+    determines_each_element,
+    electrons,
+    per_element,
+    undetermined,
+)
 
 ELEMENTS = {1: -13.6, 6: -1029.5, 7: -1485.3, 8: -2042.6}
 
@@ -32,6 +37,13 @@ def test_reference_energies_are_the_least_squares():
     structures = (Atoms("H"), Atoms("H"), Atoms("H2"))
     dataset = data.Dataset(structures=structures, energies=np.array([-1.0, -3.0, -5.0]))
     assert data.reference_energies(dataset) == pytest.approx({1: (-1 - 3 - 2 * 5) / 6})
+
+
+def test_what_is_left_of_known_elements_is_fitted_too():
+    """With water alone, all is the oxygen's; hydrogen molecules determine the rest."""
+    dataset = _sum_of_elements(["H2O", "H2"])
+    assert per_element(dataset[:1], np.array([1.2]), [1]) == pytest.approx({1: 0.0, 8: 1.2})
+    assert per_element(dataset, np.array([1.2, 0.2]), [1]) == pytest.approx({1: 0.1, 8: 1.0})
 
 
 def test_energies_that_others_do_not_determine():

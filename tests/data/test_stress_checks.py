@@ -77,6 +77,18 @@ def test_signs_and_units(strained, factor, message):
     assert message in data.stress_mismatch(with_stress(strained, factor * strained.stress))
 
 
+def test_wrapped_and_translated_atoms(strained):
+    """An atom that left the cell has come back at the other side, and the crystal may drift."""
+    structures = [atoms.copy() for atoms in strained.structures]
+    for k, atoms in enumerate(structures):
+        atoms.positions += [0.05 * k, 0.02 * k, 0.0]
+        atoms.wrap()
+    wrong = dataclasses.replace(strained, structures=tuple(structures), stress=-strained.stress)
+    told = data.stress_mismatch(with_stress(strained, -strained.stress))
+    assert told is not None
+    assert data.stress_mismatch(wrong) == told
+
+
 def test_virials(strained):
     volume = np.array([atoms.get_volume() for atoms in strained.structures])[:, None, None]
     told = data.stress_mismatch(with_stress(strained, -volume * strained.stress))

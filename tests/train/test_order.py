@@ -45,6 +45,21 @@ def test_steps_by_edges(by_edges):
     assert [k for step in found for k in step] == epoch_order(200, by_edges.seed, 3).tolist()
 
 
+def test_a_step_may_have_just_as_many_edges_as_it_may(by_edges):
+    four = dataclasses.replace(by_edges, batch_edges=4)
+    found = steps(np.arange(5), np.array([2, 2, 3, 1, 4]), four)
+    assert [step.tolist() for step in found] == [[0, 1], [2, 3], [4]]
+
+
+def test_steps_are_left_out_of_one_epoch_only(by_edges):
+    shares = Shares(SIZES, by_edges)
+    shares.set_epoch(2)
+    shares.leave_out(3)
+    assert list(shares) == epoch(by_edges, 2)[3:]
+    shares.set_epoch(3)
+    assert list(shares) == epoch(by_edges, 3)
+
+
 def test_steps_are_a_function_of_seed_and_epoch(by_edges):
     other = dataclasses.replace(by_edges, seed=1)
     assert epoch(by_edges, 2) == epoch(by_edges, 2)
@@ -73,7 +88,9 @@ def test_processes_share_each_step_by_edges(by_edges, n):
     for step, *taken in zip(whole, *shares, strict=True):
         assert sorted(k for share in taken for k in share.structures) == sorted(step.structures)
         assert sum(share.of_structures for share in taken) == pytest.approx(1)
-        assert sum(share.of_atoms for share in taken) == pytest.approx(1)
+        for share in taken:
+            n_atoms = (SIZES.n_atoms[one.structures].sum() for one in (share, step))
+            assert share.of_atoms == pytest.approx(np.divide(*n_atoms), rel=1e-12)
         # the largest first: nobody has more than the least has and one structure
         loads = [EDGES[share.structures].sum() for share in taken]
         assert max(loads) - min(loads) <= EDGES[step.structures].max() + len(step.structures)

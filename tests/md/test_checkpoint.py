@@ -17,6 +17,7 @@ from damage import limits
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 from states import assert_equal
+from toys import zeros_of
 
 from attncalc import System, load, md
 from attncalc.md import checkpoint
@@ -96,6 +97,20 @@ def test_the_checkpoint_of_another_run_is_refused_and_stays(other: str, written:
     assert written.read_bytes() == content
 
 
+def test_seconds_between_two_checkpoints(tmp_path: Path, monkeypatch) -> None:
+    """A run of few seconds saves its first and its last state only."""
+    saved: list[int] = []
+    keep = lambda path, integrator, state, info: saved.append(state.step)  # noqa: E731
+    monkeypatch.setattr(checkpoint, "save_checkpoint", keep)
+    verlet = md.Verlet(0.5 * FS)
+    first = verlet.init(zeros_of, System.from_ase(ethanol()), temperature=300.0)
+    for seconds, steps in ((0.0, [0, 2, 4, 5]), (1000.0, [0, 5])):
+        saved.clear()
+        callback = md.Checkpoint(tmp_path / "c", every=2, seconds=seconds)
+        md.run(verlet, zeros_of, first, 5, callbacks=[callback])
+        assert saved == steps
+
+
 def test_there_is_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         md.load_checkpoint(tmp_path / "none")
@@ -150,7 +165,7 @@ def forged(
     stored = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][checkpoint.KEY])
     values = tensors_of(content)
     for name, change in (tensors or {}).items():
-        values[name] = change(values[name])
+        values[name] = change(values.get(name))
     stored |= header or {}
     if info is not None:
         stored["info"] |= info
@@ -202,6 +217,7 @@ LANGEVIN_OF_ONE = {"name": "langevin", "timestep": 0.05, "temperature": 300.0, "
         ({"tensors": {"system.system_idx": filled(-1)}}, "system_idx holds -1"),
         ({"tensors": {"atom_in_system": filled(10**12)}}, "atom_in_system does not count"),
         ({"tensors": {"system.atomic_numbers": filled(10**12)}}, "no known element"),
+        ({"tensors": {"fixed": lambda _: torch.arange(9) == 4}}, "fixed atoms move"),
         ({"tensors": {"system.charge": filled(1e300)}}, "charge"),
         ({"tensors": {"system.charge": filled(0.5)}}, "charge"),
         ({"tensors": {"system.spin": filled(99)}}, "spin"),

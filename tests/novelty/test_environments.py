@@ -112,6 +112,19 @@ def test_numpy_gives_what_the_loop_gives(
     assert novelty_of(potential, [atoms, *frames(3)]) == pytest.approx(compiled, rel=1e-4)
 
 
+def test_masked_edges_are_not_close(potential: Potential, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their vectors are."""
+    known = potential.environments
+    assert known is not None
+    graph = fresh_graphs(potential, System.from_ase(ethanol())).short.arrays
+    at_zero = graph._replace(vectors=np.zeros_like(graph.vectors))
+    masked = at_zero._replace(edge_mask=np.zeros_like(graph.edge_mask))
+    for _ in ("compiled", "numpy"):
+        assert (known.novelty(None, masked) == 0).all()
+        assert (known.novelty(None, at_zero) > 5).all()
+        monkeypatch.setattr(environments, "cpu_loops", lambda _: None)
+
+
 def taught_many(monkeypatch: pytest.MonkeyPatch) -> Potential:
     """Of two molecules, as if these were many."""
     monkeypatch.setattr(import_module("attncalc.novelty.fit"), "MANY", 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,6 +152,25 @@ def test_lists_last_while_atoms_move(calc: AttnCalculator) -> None:
     fresh = AttnCalculator(calc.evaluator.plain, device="cpu")
     assert_close(calc.get_heat_flux(atoms), fresh.get_heat_flux(atoms), 1e-10)
     assert calc._heat_flux._unfolded is not images
+
+
+def test_lists_are_not_those_of_other_elements_charges_or_multiplicities() -> None:
+    """At the same places."""
+    small: Any = SMALL | {"num_features": 16, "avg_num_neighbors": 8.0}
+    config = So3kratesConfig(degrees=(1,), embed_charge=True, embed_spin=True, **small)
+    potential = random_potential(config)
+    atoms = moving(ethanol())
+    others = [atoms.copy() for _ in range(3)]
+    others[0].info["charge"], others[1].info["spin"] = 2, 3
+    others[2].numbers = atoms.numbers[::-1]
+    velocities, masses = atoms.get_velocities(), atoms.get_masses()
+    flux = HeatFlux(potential)
+    for other in others:
+        first = flux(System.from_ase(atoms), velocities, masses)
+        found = flux(System.from_ase(other), velocities, masses)
+        expected = HeatFlux(potential)(System.from_ase(other), velocities, masses)
+        assert_close(found, expected, 1e-10)
+        assert np.abs(first.potential - expected.potential).max() > 1e-6
 
 
 def test_images_that_a_smaller_cell_brings_near(calc: AttnCalculator) -> None:

@@ -238,6 +238,14 @@ def test_a_long_log_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> Non
     assert rows[-1]["time_fs"] == again.summary.last["time_fs"] == 5_000.0
 
 
+def test_some_lines_of_a_log_are_those_of_all_systems_at_some_times(tmp_path: Path) -> None:
+    lines = ["system,time_fs", *(f"{k},{10 * time}" for time in range(8) for k in range(3))]
+    (tmp_path / "a.csv").write_text("\r\n".join([*lines, ""]))
+    rows = md.read_log(tmp_path / "a.csv", at_most=3, n_systems=3)
+    expected = [(k, time) for time in (10, 40, 70) for k in range(3)]
+    assert [(row["system"], row["time_fs"]) for row in rows] == expected
+
+
 def test_the_largest_drift_of_all_systems() -> None:
     summary = LogSummary()
     for time in (0.0, 500.0, 2000.0):

@@ -87,13 +87,16 @@ def test_ase_logs_the_same(fixed: int, tmp_path: Path) -> None:
 
 
 def test_molecules_have_none(tmp_path: Path) -> None:
-    """In a batch with a gas, it is no number; alone, there is no column."""
+    """In a batch with a gas, it is no number; alone, there is no column, nor for a slab."""
     nve = INTEGRATORS["nve"]
     water, box = molecule("H2O"), gas(5, 9 * np.eye(3)[None])[0]
-    for name, structures in (("one", [water]), ("two", [water, box])):
+    slab = box.copy()
+    slab.pbc = [True, True, False]
+    for name, structures in (("one", [water]), ("two", [water, box]), ("slab", [slab])):
         first = nve.init(zeros_of, structures, temperature=300.0)
         md.run(nve, zeros_of, first, 2, callbacks=[md.Log(tmp_path / f"{name}.csv")])
     assert "pressure_GPa" not in logged(tmp_path / "one.csv")[0]
+    assert "pressure_GPa" not in logged(tmp_path / "slab.csv")[0]
     of_water, of_gas = logged(tmp_path / "two.csv")[:2]
     assert np.isnan(of_water["pressure_GPa"])
     assert of_gas["pressure_GPa"] > 0

@@ -174,6 +174,23 @@ def test_the_gradient_is_that_of_the_loss(recipe, parts) -> None:
 
 
 @pytest.mark.no_cover
+def test_shares_of_several_processes_add_up_to_the_loss(recipe, parts) -> None:
+    """Charges and ratios are those of atoms, and dipoles those of structures."""
+    potential = new_potential(recipe, parts[0])
+    of_each, weights = batches_of(recipe, potential, parts[0]), loss_of(recipe)
+
+    def value(batch) -> torch.Tensor:
+        return loss(predict(potential, batch.graphs, batch.volume), batch, weights).detach()
+
+    whole, *shares = (join([of_each[k] for k in some]) for some in ([0, 1, 4], [0], [1, 4]))
+    total = 0.0
+    for share in shares:
+        sizes = ((len(one.dipoles), len(one.charges)) for one in (share, whole))
+        ours, all_of_them = (torch.tensor(size, dtype=torch.float64) for size in sizes)
+        total = total + value(dataclasses.replace(share, shares=ours / all_of_them))
+    assert float(total) == pytest.approx(float(value(whole)), rel=1e-5)
+
+
 def test_a_trace_holds_for_other_batches(recipe, parts) -> None:
     potential = new_potential(recipe, parts[0])
     weights, each = loss_of(recipe), batches_of(recipe, potential, parts[0])

@@ -161,6 +161,11 @@ def heavy_ethanol() -> Atoms:
     return atoms
 
 
+def test_velocities_are_drawn_for_the_masses_that_are_given() -> None:
+    first = LANGEVIN.init(zeros_of, ethanol(), masses=np.linspace(2.0, 40.0, 9))
+    assert float(first.temperature) == pytest.approx(LANGEVIN.temperature, rel=1e-10)
+
+
 @pytest.mark.parametrize("integrator", [VERLET, LANGEVIN, md.Bussi(0.5 * FS, 300, 100 * FS)])
 def test_structures_of_ase_bring_masses_velocities_and_fixed_atoms(
     forces: Evaluator, integrator

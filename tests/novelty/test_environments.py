@@ -413,6 +413,15 @@ def test_an_element_in_few_structures_has_no_strays() -> None:
         assert strays_of(Sample(species, structure, features, closest)) == expected
 
 
+def test_several_strays_are_a_part_of_the_data() -> None:
+    """Of a hundred structures one or two may be broken, each in its own way, but not three."""
+    features = np.random.default_rng(0).normal(size=(100, 6)).astype(np.float32)
+    zeros, structure, closest = np.zeros(100, int), np.arange(100), np.ones((1, 1))
+    for way, (far, expected) in enumerate(((7, [7]), (42, [7, 42]), (77, []))):
+        features[far, way] += 1e4
+        assert strays_of(Sample(zeros, structure, features, closest)) == expected
+
+
 def test_equal_structures_count_once() -> None:
     one, other = untaught(), untaught()
     calibrate(one, frames(20, seed=1))

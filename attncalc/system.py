@@ -203,6 +203,14 @@ def charge_and_spin_of(protons: int, info: Mapping[str, Any], where: str = "") -
     return charge, spin
 
 
+def assumed_radical(atoms: Atoms) -> str:
+    """Say that a molecule counts as a radical because no charge is stated; "" if it does not."""
+    is_stated = any(stated(atoms.info, key) for key in SYNONYMS)
+    if is_stated or atoms.pbc.any() or atoms.numbers.sum() % 2 == 0:
+        return ""
+    return "charge 0 e and multiplicity 2 are assumed, as the number of electrons is odd"
+
+
 def what_is_ignored(
     atoms: Atoms, info: Mapping[str, Any] | None = None, *, reads_spin: bool = True
 ) -> str:

@@ -24,7 +24,7 @@ from attncalc.files import FileLock
 from attncalc.model_file import DEFAULT_MODEL, find_model, load
 from attncalc.options import positive
 from attncalc.structures import check_system
-from attncalc.system import System, charge_and_spin, stated, what_is_ignored
+from attncalc.system import System, assumed_radical, charge_and_spin, stated, what_is_ignored
 
 log = logging.getLogger(__name__)
 
@@ -192,13 +192,9 @@ def _start(structure: str, charge: int | None, multiplicity: int | None) -> Atom
     if not np.array_equal(read.get_masses(), atoms.get_masses()):
         warn("masses of the structure are not used: the distillation moves common isotopes")
     System.from_ase(atoms)  # refuses impossible structures
-    is_stated = bool(atoms.info)
+    if radical := assumed_radical(atoms):
+        warn(f"{radical}; --charge or --multiplicity says what is meant")
     atoms.info = dict(zip(("charge", "spin"), charge_and_spin(atoms), strict=True))
-    if not is_stated and atoms.info["spin"] > 1:
-        warn(
-            "charge 0 e and multiplicity 2 are assumed, as the number of electrons is odd; "
-            "--charge or --multiplicity says what is meant"
-        )
     return atoms
 
 

@@ -34,7 +34,7 @@ from attncalc.cli.shards import (
 )
 from attncalc.data.shards import Frame
 from attncalc.sampling.oracles import Labels, Oracle, load_oracle
-from attncalc.system import charge_and_spin, what_is_ignored
+from attncalc.system import assumed_radical, charge_and_spin, what_is_ignored
 
 
 @click.command()
@@ -124,7 +124,9 @@ class LabelShard:
 
         def take(frame: Frame) -> Atoms:
             atoms = frame.atoms()
-            ignored[frame.name] = what_is_ignored(atoms)
+            radical = assumed_radical(atoms)
+            advice = radical and f'{radical}: state atoms.info["charge"] or atoms.info["spin"]'
+            ignored[frame.name] = "; ".join(filter(None, (what_is_ignored(atoms), advice)))
             return _ready(atoms)
 
         outcomes, good = sort_out(frames, take)

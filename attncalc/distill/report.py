@@ -155,7 +155,8 @@ def _lines(done: Distilled, products: list[Product], goal: Goal) -> Iterator[str
     settings, last = state.settings, state.rounds[-1]
     n_cold = HEATS.count(1.0)
     per_label = store.seconds_per_call
-    yield from (f"# {products[0].file.stem}: distilled from {store.teacher}", "")
+    formula = store.structures[0].get_chemical_formula()
+    yield from (f"# {products[0].file.stem} ({formula}): distilled from {store.teacher}", "")
     if done.faults:
         yield f"**The goal is not reached**: {'; '.join(done.faults)}. The run ended: {done.why}."
     else:

@@ -326,7 +326,8 @@ class _Run:
         """Return the relaxed structure, and label the first frames if that is not yet done."""
         state, store = self._state, self._store
         if not state.path:
-            log.info("relaxing the structure by the oracle, %s", store.teacher)
+            formula = self._structure.get_chemical_formula()
+            log.info("relaxing %s by the oracle, %s", formula, store.teacher)
             try:
                 path = relaxed(store, self._structure)
             except ValueError:

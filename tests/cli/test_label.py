@@ -56,6 +56,17 @@ def test_positions_in_another_unit_are_refused(command: str) -> None:
     assert files() == {"many.xyz"}
 
 
+def test_molecules_that_count_as_radicals_are_counted() -> None:
+    pytest.importorskip("tblite", reason="needs tblite: pip install attncalc[xtb]")
+    ammonium = Atoms("NH4", molecule("CH4").positions)
+    stated = ammonium.copy()
+    stated.info["charge"] = 1
+    write("many.xyz", [ammonium, molecule("CH4"), stated])
+    said = attncalc("label", "many.xyz", "--oracle", "gfn2").stderr
+    assert "1 of 3 structures: charge 0 e and multiplicity 2 are assumed" in said
+    assert [atoms.info["spin"] for atoms in read("many.labelled.xyz", ":")] == [2, 1, 1]
+
+
 @pytest.mark.usefixtures("forked")
 def test_what_is_written_has_no_units_of_former_labels() -> None:
     """Or its energies would be read in kcal/mol."""

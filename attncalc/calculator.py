@@ -217,7 +217,8 @@ class AttnCalculator(PlainlyPickled, BaseCalculator):
                 )
             if "stresses" in properties and self.evaluator.plain.reads_system:
                 raise PropertyNotImplementedError(
-                    "stress per atom: this model has an Ewald sum, which is not a sum over pairs"
+                    "stress per atom: this model has an Ewald sum or another term that is "
+                    "not a sum over pairs"
                 )
             # if this structure fails, results of the one before must not be taken for its own
             self.results = {}

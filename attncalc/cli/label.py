@@ -124,9 +124,10 @@ class LabelShard:
 
         def take(frame: Frame) -> Atoms:
             atoms = frame.atoms()
-            radical = assumed_radical(atoms)
-            advice = radical and f'{radical}: state atoms.info["charge"] or atoms.info["spin"]'
-            ignored[frame.name] = "; ".join(filter(None, (what_is_ignored(atoms), advice)))
+            ignored[frame.name] = what_is_ignored(atoms)
+            if not ignored[frame.name] and (radical := assumed_radical(atoms)):
+                advice = 'state atoms.info["charge"] or atoms.info["spin"]'
+                ignored[frame.name] = f"{radical}: {advice}"
             return _ready(atoms)
 
         outcomes, good = sort_out(frames, take)

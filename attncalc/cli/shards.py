@@ -54,7 +54,7 @@ JOINING = "joining"
 COUNTED = ("structures", "failed", "unfinished", "outside", "broken", "ignored")
 
 Outcome = tuple[Atoms | None, dict[str, Any]]
-# numbers of structures; numbers of structures with ignored properties, by property
+# numbers of structures; numbers of structures with a warning, by warning
 _Counts = tuple[Counter[str], Counter[str]]
 
 

@@ -9,6 +9,7 @@ from ase import Atoms, units
 from ase.data import covalent_radii
 from numpy.typing import NDArray
 
+from attncalc.bonds import NONMETALS
 from attncalc.sampling.geometry import Floats, are_too_close
 
 # distances over the sum of covalent radii: longest bond, shortest broken bond, longest new bond
@@ -71,19 +72,27 @@ class Shape:
 
         Springs connect atoms that are one, two or three bonds apart, so that stiff modes have small
         amplitudes and soft modes large ones. This replaces normal modes, which would need the
-        oracle. All force constants are multiplied by `stiffness`.
+        oracle. Force constants between two metal atoms are multiplied by `stiffness`.
         """
-        values, modes = self._modes()
-        width = np.sqrt(units.kB * temperature / np.maximum(stiffness * values, SOFTEST))
+        values, modes = self._modes(stiffness)
+        width = np.sqrt(units.kB * temperature / np.maximum(values, SOFTEST))
         return (modes @ (width * rng.normal(size=len(values)))).reshape(-1, 3)
 
-    def spring_energy(self, displacements: Floats) -> float:
-        """Return the energy [eV] of displacements [n_atoms, 3] in the spring model."""
-        values, modes = self._modes()
-        return float(values @ (modes.T @ displacements.ravel()) ** 2) / 2
+    def spring_energies(self, displacements: Floats) -> tuple[float, float]:
+        """Return energies [eV] of displacements [n_atoms, 3]: between metal atoms, of the rest."""
+        constants, unit = self._springs()
+        along = (unit * (displacements[:, None] - displacements)).sum(-1)
+        energies = constants * along**2 / 4  # each spring is there twice
+        return float(energies[self._of_metals].sum()), float(energies[~self._of_metals].sum())
 
-    def _modes(self) -> tuple[Floats, Floats]:
-        """Return force constants [n_modes] eV/Å² and modes [3 n_atoms, n_modes], none rigid."""
+    @property
+    def _of_metals(self) -> NDArray[np.bool_]:
+        """Pairs of metal atoms, metalloids among them, [n_atoms, n_atoms]."""
+        metal = ~np.isin(self.atoms.numbers, list(NONMETALS))
+        return metal[:, None] & metal
+
+    def _springs(self) -> tuple[Floats, Floats]:
+        """Return force constants [n_atoms, n_atoms] eV/Å², and unit vectors of the springs."""
         n = len(self.atoms)
         vectors = self.atoms.get_all_distances(mic=bool(self.atoms.pbc.any()), vector=True)
         lengths = np.linalg.norm(vectors, axis=-1)
@@ -94,7 +103,13 @@ class Shape:
             constants[further] = constant
             reached |= further
         np.fill_diagonal(constants, 0.0)
-        unit = vectors / np.maximum(lengths, 1e-9)[..., None]
+        return constants, vectors / np.maximum(lengths, 1e-9)[..., None]
+
+    def _modes(self, stiffness: float) -> tuple[Floats, Floats]:
+        """Return force constants [n_modes] eV/Å² and modes [3 n_atoms, n_modes], none rigid."""
+        n = len(self.atoms)
+        constants, unit = self._springs()
+        constants[self._of_metals] *= stiffness
         blocks = -constants[..., None, None] * unit[..., :, None] * unit[..., None, :]
         blocks[np.arange(n), np.arange(n)] -= blocks.sum(1)
         values, modes = np.linalg.eigh(blocks.transpose(0, 2, 1, 3).reshape(3 * n, 3 * n))

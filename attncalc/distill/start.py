@@ -45,20 +45,22 @@ def probes(rng: np.random.Generator, shape: Shape, temperature: float, n: int) -
 
 
 def stiffness(shape: Shape, structures: Sequence[Atoms], energies: Sequence[float]) -> float:
-    """Return the oracle's energy of displacements relative to that of the spring model, at most 1.
+    """Return the stiffness of springs between metal atoms relative to covalent bonds, at most 1.
 
-    The springs are those of covalent bonds. Metals, whose atoms have many neighbours, are ten to
-    twenty times as soft. Displacements of molecules cost more than in the spring model, because
-    they are straight.
+    Metals, whose atoms have many neighbours, are ten to twenty times as soft. It is 1 if there are
+    no such springs, or if the energies do not show it.
 
     Args:
         shape: the relaxed structure.
         structures: from `probes`.
         energies: of the structures, eV, relative to the relaxed one.
     """
-    moved = (atoms.positions - shape.atoms.positions for atoms in structures)
-    springs = sum(shape.spring_energy(one) for one in moved)
-    return min(1.0, max(LEAST_STIFF, sum(energies) / springs)) if springs else 1.0
+    moved = [atoms.positions - shape.atoms.positions for atoms in structures]
+    of_metals, others = np.sum([(0.0, 0.0), *map(shape.spring_energies, moved)], axis=0)
+    of_oracle = sum(energies) - others
+    if of_metals == 0 or of_oracle <= 0:
+        return 1.0
+    return float(np.clip(of_oracle / of_metals, LEAST_STIFF, 1.0))
 
 
 def displaced(
@@ -71,7 +73,7 @@ def displaced(
         shape: the relaxed structure.
         temperature: target temperature, K; that of a displacement is 0.2 to 1.5 times this.
         n: number of structures; fewer are returned if atoms come too close in many trials.
-        stiffness: of the structure, relative to the spring model.
+        stiffness: of springs between metal atoms, see `stiffness`.
     """
     starts = [shape.atoms.positions, *_turned(rng, shape)]
     found: list[Atoms] = []

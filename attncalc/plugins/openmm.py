@@ -146,7 +146,8 @@ def add_force(
     Raises:
         FileNotFoundError, ValueError: there is no such model or device, or the model does not know
             the particles (see `attncalc.load` and `attncalc.Evaluator.check`); `numbers` holds
-            symbols, or not one number per particle; or a particle does not exist or is repeated.
+            others than integers, or not one number per particle; or a particle is no integer, does
+            not exist or is repeated.
     """
     n_particles = system.getNumParticles()
     if particles is not None:  # OpenMM would read and write beyond its arrays

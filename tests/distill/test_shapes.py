@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from ase import units
-from ase.build import bulk, molecule
+from ase.build import add_adsorbate, bulk, fcc111, molecule
 from ase.calculators.emt import EMT
 
 pytest.importorskip("rdkit", reason="needs rdkit: pip install attncalc[distill]")
@@ -77,6 +77,25 @@ def test_displacements_of_a_metal_have_its_thermal_energy() -> None:
     # the temperatures are 0.2 to 1.5 times the target, 0.85 in the mean
     moved = displaced(rng, shape, 300.0, 40, factor)
     assert np.mean(energies(moved)) / thermal == pytest.approx(0.85, rel=0.15)
+
+
+def test_bonds_of_an_adsorbate_keep_their_stiffness() -> None:
+    slab = fcc111("Cu", (2, 2, 3), vacuum=8)
+    add_adsorbate(slab, molecule("CO"), 1.9, "ontop", mol_index=1)
+    shape, rng = Shape.of(slab), np.random.default_rng(0)
+    carbon, oxygen = (slab.get_chemical_symbols().index(one) for one in "CO")
+    widths = []
+    for factor in (1.0, 0.06):
+        moved = np.array([shape.displacements(rng, 300.0, factor) for _ in range(100)])
+        bonds = (slab.positions + moved)[:, carbon] - (slab.positions + moved)[:, oxygen]
+        assert np.linalg.norm(bonds, axis=1).std() < 0.04  # sqrt(kT / k) is 0.03 Å
+        widths.append(moved[:, :4].std())
+    assert widths[1] > 2.5 * widths[0]
+    # energies of the metal's springs are those that the others do not have
+    (one,) = probes(rng, shape, 300.0, 1)
+    of_metals, others = shape.spring_energies(one.positions - slab.positions)
+    assert stiffness(shape, [one], [0.1 * of_metals + others]) == pytest.approx(0.1)
+    assert stiffness(shape, [one], [0.5 * others]) == 1
 
 
 def test_molecules_are_as_stiff_as_the_springs(ethanol: Shape) -> None:

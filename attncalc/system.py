@@ -206,11 +206,8 @@ def charge_and_spin_of(protons: int, info: Mapping[str, Any], where: str = "") -
 def assumed_radical(atoms: Atoms) -> str:
     """Say that a molecule without charge and multiplicity counts as a radical; "" if not."""
     values = [value for key in SYNONYMS for value in stated(atoms.info, key).values()]
-    if (
-        any(value is not None for value in values)
-        or atoms.pbc.any()
-        or atoms.numbers.sum() % 2 == 0
-    ):
+    is_stated = any(value is not None for value in values)
+    if is_stated or atoms.pbc.any() or atoms.numbers.sum() % 2 == 0:
         return ""
     return "charge 0 e and multiplicity 2 are assumed, as the number of electrons is odd"
 

@@ -36,7 +36,7 @@ from attncalc.distill.explore import (
 )
 from attncalc.distill.labels import LabelStore
 from attncalc.distill.shapes import Shape
-from attncalc.distill.start import N_PROBES, displaced, probes, relaxed, stiffness
+from attncalc.distill.start import N_PROBES, displaced, probes, relaxed, stiffness_of
 from attncalc.distill.training import member_file, train_committee
 from attncalc.files import write_atomically
 from attncalc.model_file import checksum
@@ -45,7 +45,7 @@ from attncalc.options import require_equal
 from attncalc.potential import Potential
 from attncalc.sampling.oracles import Oracle
 from attncalc.sampling.relaxation import rounded
-from attncalc.text import one_line
+from attncalc.text import counted, one_line
 
 log = logging.getLogger(__name__)
 
@@ -340,10 +340,10 @@ class _Run:
         lowest = store.structures[state.path[-1]]
         if not state.known:
             shape = Shape.of(lowest)
-            frames, stiff = self._probed(shape)
+            frames, stiffness = self._probed(shape)
             n = self._share - len(frames)
-            more = self._chosen("first", 0, lambda: self._displaced(shape, n, stiff))
-            frames += self._label(more, "displaced structures", self._n_left - FEWEST_TESTED)
+            more = self._chosen("first", 0, lambda: self._displaced(shape, n, stiffness))
+            frames += self._label(more, "displaced structures", self._n_to_learn)
             self._learn([*(store.structures[k] for k in state.path), *frames])
         return lowest
 
@@ -351,25 +351,25 @@ class _Run:
         """Label a few displaced structures; return them and how stiff the relaxed one is."""
         state, store, settings = self._state, self._store, self._settings
         rng = np.random.default_rng([settings.seed, 0, 3])
-        n = max(0, min(N_PROBES, self._n_left - FEWEST_TESTED))
+        n = min(N_PROBES, self._n_to_learn)
         frames = self._chosen("probes", 0, lambda: probes(rng, shape, settings.temperature, n))
         what = "displaced structures, to see how stiff it is"
-        rows = store.rows(self._label(frames, what, self._n_left - FEWEST_TESTED))
+        rows = store.rows(self._label(frames, what, self._n_to_learn))
         lowest = store.labels[state.path[-1]].energy
         energies = [store.labels[row].energy - lowest for row in rows]
-        return frames, stiffness(shape, [store.structures[row] for row in rows], energies)
+        return frames, stiffness_of(shape, [store.structures[row] for row in rows], energies)
 
-    def _displaced(self, shape: Shape, n: int, stiff: float) -> list[Atoms]:
+    def _displaced(self, shape: Shape, n: int, stiffness: float) -> list[Atoms]:
         rng = np.random.default_rng([self._settings.seed, 0])
-        n = max(0, min(n, self._n_left - FEWEST_TESTED))
-        return displaced(rng, shape, self._settings.temperature, n, stiff)
+        n = min(n, self._n_to_learn)
+        return displaced(rng, shape, self._settings.temperature, n, stiffness)
 
     def _round(self, number: int, shape: Shape) -> None:
         state, settings = self._state, self._settings
         training, validation = self._split()
         log.info(
-            "round %d: training %d network%s on %d structures",
-            *(number + 1, settings.members, "s" * (settings.members > 1), len(training)),
+            "round %d: training %s on %d structures",
+            *(number + 1, counted(settings.members, "network"), len(training)),
         )
         with self._stage("training"):
             potential = self._trained(number)
@@ -482,7 +482,7 @@ class _Run:
         pool = Pool.load(self._round_folder(number) / "dynamics.npz")
         rows = [*self._state.known, *last.test]
         known = [self._store.structures[k] for k in rows]
-        left = self._n_left - FEWEST_TESTED
+        left = self._n_to_learn
         n = max(0, min(self._share - len(last.test), left))
         frames = self._chosen("learn", number, lambda: most_uncertain(pool, shape, n, known))
         frames = self._label(frames, "uncertain frames, to learn from", left)
@@ -603,6 +603,11 @@ class _Run:
     @property
     def _share(self) -> int:
         return max(FEWEST, self._goal.labels // SHARE)
+
+    @property
+    def _n_to_learn(self) -> int:
+        """Labels left for training: a few are kept for a test."""
+        return max(0, self._n_left - FEWEST_TESTED)
 
     @property
     def _n_left(self) -> int:

@@ -39,12 +39,12 @@ def relaxed(store: LabelStore, structure: Atoms) -> list[Atoms]:
 
 
 def probes(rng: np.random.Generator, shape: Shape, temperature: float, n: int) -> list[Atoms]:
-    """Draw n structures around a relaxed one, whose energies give its `stiffness`."""
+    """Draw n structures around a relaxed one, see `stiffness_of`."""
     drawn = (shape.atoms.positions + shape.displacements(rng, temperature) for _ in range(n))
     return [rounded(shape.atoms, one) for one in drawn if not shape.fault(one)]
 
 
-def stiffness(shape: Shape, structures: Sequence[Atoms], energies: Sequence[float]) -> float:
+def stiffness_of(shape: Shape, structures: Sequence[Atoms], energies: Sequence[float]) -> float:
     """Return the stiffness of springs between metal atoms relative to covalent bonds, at most 1.
 
     Metals, whose atoms have many neighbours, are ten to twenty times as soft. It is 1 if there are
@@ -64,7 +64,7 @@ def stiffness(shape: Shape, structures: Sequence[Atoms], energies: Sequence[floa
 
 
 def displaced(
-    rng: np.random.Generator, shape: Shape, temperature: float, n: int, stiffness: float = 1.0
+    rng: np.random.Generator, shape: Shape, temperature: float, n: int, stiffness: float
 ) -> list[Atoms]:
     """Draw structures around a relaxed one and around those with turned bonds.
 
@@ -73,7 +73,7 @@ def displaced(
         shape: the relaxed structure.
         temperature: target temperature, K; that of a displacement is 0.2 to 1.5 times this.
         n: number of structures; fewer are returned if atoms come too close in many trials.
-        stiffness: of springs between metal atoms, see `stiffness`.
+        stiffness: of springs between metal atoms, see `stiffness_of`.
     """
     starts = [shape.atoms.positions, *_turned(rng, shape)]
     found: list[Atoms] = []

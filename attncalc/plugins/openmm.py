@@ -27,6 +27,7 @@ except ImportError:
 
 # 1 kJ/mol in eV; OpenMM's lengths are in nm
 KJ_PER_MOL = units.kJ / units.mol
+PARTICLES = "particles must be whole numbers"
 
 
 class Energy:
@@ -59,10 +60,7 @@ class Energy:
     ) -> None:
         is_file = Path(model).is_file() or str(model) not in shipped_models()
         model = str(find_model(model).resolve()) if is_file else str(model)
-        try:
-            numbers = [operator.index(number) for number in numbers]
-        except TypeError:  # of symbols, or of masses
-            raise ValueError(f"numbers must be atomic numbers, got {list(numbers)}") from None
+        numbers = integers(numbers, "numbers must be atomic numbers")  # no symbols, no masses
         self._given = (model, numbers, periodic, charge, spin, device)
         # contexts with this force may run in several threads
         self._lock = threading.Lock()
@@ -102,16 +100,16 @@ class Energy:
             self._box, self._system = box, replace(self._system, cell=cell)
 
 
-def whole_numbers(particles: Sequence[int]) -> list[int]:
-    """Return particles as integers; OpenMM does not take those of NumPy.
+def integers(values: Sequence[int], rule: str) -> list[int]:
+    """Return integers of Python; OpenMM does not take those of NumPy.
 
     Raises:
-        ValueError: one is not a whole number.
+        ValueError: one is not an integer; the message begins with the rule.
     """
     try:
-        return [operator.index(particle) for particle in particles]
+        return [operator.index(value) for value in values]
     except TypeError:
-        raise ValueError(f"particles must be whole numbers, got {list(particles)}") from None
+        raise ValueError(f"{rule}, got {list(values)}") from None
 
 
 def add_force(
@@ -151,7 +149,7 @@ def add_force(
     """
     n_particles = system.getNumParticles()
     if particles is not None:  # OpenMM would read and write beyond its arrays
-        particles = whole_numbers(particles)
+        particles = integers(particles, PARTICLES)
         # OpenMM-ML collects forces in a system without particles, to copy them to another
         end = n_particles or math.inf
         if outside := [k for k in particles if not 0 <= k < end]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from attncalc.model_file import load
-from attncalc.plugins.openmm import add_force, openmm, whole_numbers
+from attncalc.plugins.openmm import PARTICLES, add_force, integers, openmm
 
 # tags of the lists of bonded terms in the XML of a system -> tag of one term
 TERMS = {"Bonds": "Bond", "Angles": "Angle", "Torsions": "Torsion", "Constraints": "Constraint"}
@@ -64,7 +64,7 @@ def replace_molecules(
             a force whose terms among them cannot be removed, or model and force field both sum
             electrostatics over all images.
     """
-    mine = set(whole_numbers(particles))
+    mine = set(integers(particles, PARTICLES))
     if len(mine) != len(particles) or not mine <= set(range(system.getNumParticles())):
         last = system.getNumParticles() - 1
         raise ValueError(f"particles must be different numbers from 0 to {last}")

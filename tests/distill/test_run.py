@@ -214,7 +214,7 @@ def test_every_budget_ends_with_products(
     monkeypatch.setattr(run, "LabelStore", Store)
     monkeypatch.setattr(run, "relaxed", relaxed)
     monkeypatch.setattr(run, "probes", lambda rng, shape, kelvin, n: stores[-1].new(n))
-    monkeypatch.setattr(run, "stiffness", lambda shape, structures, energies: 1.0)
+    monkeypatch.setattr(run, "stiffness_of", lambda shape, structures, energies: 1.0)
     monkeypatch.setattr(run, "displaced", lambda rng, shape, kelvin, n, stiff: stores[-1].new(n))
     monkeypatch.setattr(run, "fair_sample", lambda pool, shape, n, rng: stores[-1].new(n))
     monkeypatch.setattr(run, "most_uncertain", lambda pool, shape, n, known: stores[-1].new(n))

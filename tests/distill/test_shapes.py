@@ -11,7 +11,7 @@ from ase.calculators.emt import EMT
 pytest.importorskip("rdkit", reason="needs rdkit: pip install attncalc[distill]")
 from attncalc import AttnCalculator
 from attncalc.distill.shapes import SOFTEST, Shape, farthest_first, fingerprint
-from attncalc.distill.start import displaced, probes, stiffness
+from attncalc.distill.start import displaced, probes, stiffness_of
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_displacements_of_a_metal_have_its_thermal_energy() -> None:
         return [calc.get_potential_energy(atoms) - lowest for atoms in structures]
 
     found = probes(rng, shape, 300.0, 3)
-    factor = stiffness(shape, found, energies(found))
+    factor = stiffness_of(shape, found, energies(found))
     assert 0.04 < factor < 0.07
     thermal = (3 * len(copper) - 3) * units.kB * 300 / 2
     assert np.mean(energies(found)) < 0.1 * thermal
@@ -94,16 +94,16 @@ def test_bonds_of_an_adsorbate_keep_their_stiffness() -> None:
     # energies of the metal's springs are those that the others do not have
     (one,) = probes(rng, shape, 300.0, 1)
     of_metals, others = shape.spring_energies(one.positions - slab.positions)
-    assert stiffness(shape, [one], [0.1 * of_metals + others]) == pytest.approx(0.1)
-    assert stiffness(shape, [one], [0.5 * others]) == 1
+    assert stiffness_of(shape, [one], [0.1 * of_metals + others]) == pytest.approx(0.1)
+    assert stiffness_of(shape, [one], [0.5 * others]) == 1
 
 
 def test_molecules_are_as_stiff_as_the_springs(ethanol: Shape) -> None:
     found = probes(np.random.default_rng(0), ethanol, 300.0, 3)
     lowest, *others = AttnCalculator("so3krates-ethanol").calculate_many([ethanol.atoms, *found])
     energies = [one["energy"] - lowest["energy"] for one in others]
-    assert stiffness(ethanol, found, energies) == 1
-    assert stiffness(ethanol, [], []) == 1
+    assert stiffness_of(ethanol, found, energies) == 1
+    assert stiffness_of(ethanol, [], []) == 1
 
 
 def test_fingerprints_do_not_know_the_order_or_place_of_atoms() -> None:

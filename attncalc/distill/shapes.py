@@ -9,11 +9,11 @@ from ase import Atoms, units
 from ase.data import covalent_radii
 from numpy.typing import NDArray
 
-from attncalc.bonds import NONMETALS
+from attncalc.bonds import BOND, BROKEN, NONMETALS
 from attncalc.sampling.geometry import Floats, are_too_close
 
-# distances over the sum of covalent radii: longest bond, shortest broken bond, longest new bond
-BOND, BROKEN, NEW = 1.3, 1.7, 0.95
+# distance over the sum of covalent radii: longest new bond
+NEW = 0.95
 # force constants, eV/Å², between atoms one, two, three bonds apart, and others within NEARBY, Å
 SPRINGS = (25.0, 5.0, 0.5)
 NEARBY, SPRING_NEARBY = 4.0, 0.1

@@ -228,7 +228,7 @@ def _drift(axes: Axes, time: Floats, total: Floats, n_atoms: int) -> None:
 def bond_lengths(frames: Sequence[Atoms]) -> dict[str, Floats]:
     """Return lengths [Å] in all frames of the bonds of the first frame, by pair of elements.
 
-    A bond is a pair closer than 1.2 times the sum of its covalent radii, by minimum image. Of many
+    A bond is a pair closer than 1.3 times the sum of its covalent radii, by minimum image. Of many
     bonds in many frames, evenly spaced frames are taken.
     """
     first = frames[0]

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 
+from attncalc.bonds import BOND
 from attncalc.graph import edge_vectors
 from attncalc.neighbors import neighbor_list
 from attncalc.system import System
 
-# a bond is a pair closer than this times the sum of its covalent radii
-BONDED = 1.2
 # balls over covalent radii, and the width of sticks in Å
 BALL, STICK = 0.62, 0.22
 # most atoms with which sticks can be seen, and most sticks per atom that do not hide everything
@@ -86,17 +85,17 @@ def draw_structure(
 
 
 def bonds(atoms: Atoms) -> NDArray[np.int64]:
-    """Return bonds [n_bonds, 2], i < j: pairs closer than 1.2 times the sum of covalent radii.
+    """Return bonds [n_bonds, 2], i < j: pairs closer than 1.3 times the sum of covalent radii.
 
     Distances are those to the nearest image.
     """
     # without charge and elements, which could be refused
     bare = Atoms("H" * len(atoms), atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     radii, system = covalent_radii[atoms.numbers], System.from_ase(bare)
-    edges = neighbor_list(system, 2 * BONDED * float(radii.max()))
+    edges = neighbor_list(system, 2 * BOND * float(radii.max()))
     i, j = edges.receivers.numpy(), edges.senders.numpy()
     lengths = torch.linalg.vector_norm(edge_vectors(system, edges), dim=1).numpy()
-    bonded = (i < j) & (lengths < BONDED * (radii[i] + radii[j]))
+    bonded = (i < j) & (lengths < BOND * (radii[i] + radii[j]))
     return np.unique(np.stack([i[bonded], j[bonded]], axis=1), axis=0)
 
 

@@ -149,29 +149,29 @@ def holding(atoms: Atoms) -> list[Any]:
 
 def _allowed(atoms: Atoms) -> int:
     """Return the degrees of freedom that constraints leave; atoms may be held more than once."""
-    n_atoms, single, units, has_com = len(atoms), [], [], False
+    n_atoms, single, parts, has_com = len(atoms), [], [], False
     for one in atoms.constraints:
         n_removed = _removed(one, atoms)
         if isinstance(one, OF_SINGLE_ATOMS):
             single.append(one)
         elif isinstance(one, FixBondLengths):
             pairs = np.asarray(one.pairs).reshape(-1, 2) % n_atoms
-            units += [_Unit(pair, 1, None) for pair in pairs]
+            parts += [_Part(pair, 1, None) for pair in pairs]
         elif type(one) is FixCom:
             has_com = True
         elif n_removed:
-            units.append(_Unit(_atoms_of(one, atoms), n_removed, one))
+            parts.append(_Part(_atoms_of(one, atoms), n_removed, one))
     lost = _lost_by_atoms(single, atoms)
     held = np.linalg.matrix_rank(lost, tol=LINEAR) if single else np.zeros(n_atoms, dtype=int)
-    labels = _groups(units, n_atoms)
+    labels = _groups(parts, n_atoms)
     # with a group of atoms that can move as a whole, the total momentum is free
     is_free = np.bincount(labels, weights=held, minlength=labels.max() + 1) == 0
     if has_com and not is_free[labels].any():
-        units.append(_Unit(np.arange(n_atoms), 3, FixCom()))
+        parts.append(_Part(np.arange(n_atoms), 3, FixCom()))
         labels, has_com = np.zeros(n_atoms, dtype=int), False
-    of_group: dict[int, list[_Unit]] = {}
-    for unit in units:
-        of_group.setdefault(int(labels[unit.atoms[0]]), []).append(unit)
+    of_group: dict[int, list[_Part]] = {}
+    for part in parts:
+        of_group.setdefault(int(labels[part.atoms[0]]), []).append(part)
     n_lost = held.sum() + 3 * has_com
     for label, some in of_group.items():
         together = np.flatnonzero(labels == label)
@@ -182,7 +182,7 @@ def _allowed(atoms: Atoms) -> int:
     return int(3 * n_atoms - n_lost)
 
 
-class _Unit(NamedTuple):
+class _Part(NamedTuple):
     """Part of a constraint: a bond, or all of a constraint of another kind.
 
     Attributes:
@@ -196,20 +196,23 @@ class _Unit(NamedTuple):
     constraint: Any
 
 
-def _groups(units: Sequence[_Unit], n_atoms: int) -> NDArray[np.int64]:
-    """Return a number for every atom, equal for atoms that units connect."""
-    first = [np.full(len(unit.atoms), unit.atoms[0]) for unit in units]
-    i, j = (np.concatenate([np.zeros(0, int), *part]) for part in (first, [u.atoms for u in units]))
+def _groups(parts: Sequence[_Part], n_atoms: int) -> NDArray[np.int64]:
+    """Return a number for every atom, equal for atoms that parts connect."""
+    first = [np.full(len(part.atoms), part.atoms[0]) for part in parts]
+    i, j = (
+        np.concatenate([np.zeros(0, int), *ends])
+        for ends in (first, [part.atoms for part in parts])
+    )
     graph = csr_array((np.ones(len(i)), (i, j)), shape=(n_atoms, n_atoms))
     labels: NDArray[np.int64] = connected_components(graph, directed=False)[1]
     return labels
 
 
-def _rank(units: Sequence[_Unit], together: NDArray[np.int64], lost: Floats, atoms: Atoms) -> int:
-    """Return the degrees of freedom that units and constraints of single atoms remove in a group.
+def _rank(parts: Sequence[_Part], together: NDArray[np.int64], lost: Floats, atoms: Atoms) -> int:
+    """Return the degrees of freedom that parts and constraints of single atoms remove in a group.
 
     Args:
-        units: those of the group.
+        parts: those of the group.
         together: atoms of the group.
         lost: see `_lost_by_atoms`.
         atoms: the structure.
@@ -226,9 +229,9 @@ def _rank(units: Sequence[_Unit], together: NDArray[np.int64], lost: Floats, ato
     for k in np.flatnonzero(np.abs(lost[together]).max(axis=(1, 2), initial=0.0) > 0):
         rows.append(np.zeros((lost.shape[1], n, 3)))
         rows[-1][:, k] = lost[together[k]]
-    for unit in units:
-        if unit.constraint is None:  # (v_i - v_j) . r_ij = 0, for momenta
-            i, j = unit.atoms
+    for part in parts:
+        if part.constraint is None:  # (v_i - v_j) . r_ij = 0, for momenta
+            i, j = part.atoms
             along = find_mic(atoms.positions[j] - atoms.positions[i], atoms.cell, atoms.pbc)[0]
             rows.append(np.zeros((1, n, 3)))
             rows[-1][0, place[i]] = along / np.linalg.norm(along) / masses[i]
@@ -239,7 +242,7 @@ def _rank(units: Sequence[_Unit], together: NDArray[np.int64], lost: Floats, ato
             found = []
             for column in columns:
                 momenta[together] = column
-                found.append(_lost(unit.constraint, atoms, momenta)[together].ravel())
+                found.append(_lost(part.constraint, atoms, momenta)[together].ravel())
             rows.append(np.stack(found, axis=1).reshape(3 * n, n, 3))
     return int(np.linalg.matrix_rank(np.concatenate(rows).reshape(-1, 3 * n), tol=LINEAR))
 

@@ -24,9 +24,10 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attncalc.cli import shards
 from attncalc.cli.output import say, silently
-from attncalc.cli.shards import ATTEMPTS, LOOK, PAUSE, Gone, Job, Solver, Work, bug_in_one_line
+from attncalc.cli.shards import workers
+from attncalc.cli.shards.results import FolderGone, Job, Solver, Work
+from attncalc.cli.shards.workers import ATTEMPTS, LOOK, PAUSE, bug_in_one_line
 from attncalc.files import write_atomically
 from attncalc.text import EXPECTED, one_line
 
@@ -151,7 +152,7 @@ class Cluster:
     scheduler: str
     run: str = field(default_factory=lambda: secrets.token_hex(8))
 
-    def place(self, job: Job) -> dict[str, Any]:
+    def environment(self, job: Job) -> dict[str, Any]:
         """Return the properties of machine and program that results depend on, from a worker.
 
         Raises:
@@ -159,7 +160,7 @@ class Cluster:
         """
         if not self._threads():
             say(f"no workers at {self.scheduler} yet: waiting for them")
-        future = self._submit(_place, self._task(job))
+        future = self._submit(_environment, self._task(job))
         while not future.done():
             time.sleep(PAUSE)
             self._check()
@@ -172,17 +173,17 @@ class Cluster:
         """Process shards; the folder has their results and the numbers of processes that died.
 
         Raises:
-            Gone: the folder does not exist any more.
+            FolderGone: the folder does not exist any more.
             RuntimeError: there was an error on a worker, or the scheduler is lost.
             KeyboardInterrupt: Ctrl-C; the message says how much is done.
         """
-        shards.work_through(work, mine, partial(self._rounds, job, work))
+        workers.process_rounds(work, mine, partial(self._rounds, job, work))
         limit = time.monotonic() + VISIBLE
-        while (lacking := work.lacking(mine)) and time.monotonic() < limit:
+        while (not_done := work.not_done(mine)) and time.monotonic() < limit:
             time.sleep(PAUSE)
-        if lacking:
+        if not_done:
             raise RuntimeError(
-                f"{len(lacking)} of {len(mine)} shards, which the workers of {self.scheduler} "
+                f"{len(not_done)} of {len(mine)} shards, which the workers of {self.scheduler} "
                 f"have done, are not in {work.folder}: their machines must share this folder"
             )
 
@@ -199,13 +200,13 @@ class Cluster:
             if now > look:
                 window = FEW * max(1, self._threads())
                 if look:  # shards that other commands have done
-                    left.intersection_update(work.lacking(sorted(left)))
+                    left.intersection_update(work.not_done(sorted(left)))
                 look = now + max(LOOK, 20 * (time.monotonic() - now))
             while waiting and waiting[0][0] <= now and len(futures) < window:
                 _, k = heapq.heappop(waiting)
                 if k in left:
                     only = replace(far, shards=far.shards.alone(k))
-                    futures[k] = self._submit(_work_off_shard, task, only, k)
+                    futures[k] = self._submit(_process_shard, task, only, k)
             time.sleep(PAUSE / 4)
             for k, future in [(k, future) for k, future in futures.items() if future.done()]:
                 del futures[k]
@@ -215,7 +216,7 @@ class Cluster:
                 elif what == "error" or (what == "gone" and work.folder.exists()):
                     raise RuntimeError(said)
                 elif what == "gone":
-                    raise Gone
+                    raise FolderGone
                 else:
                     killed[k] += what in ("killed", "again")
                     if killed[k] > ATTEMPTS:  # the shard was given up before: it is not the cause
@@ -250,7 +251,7 @@ def _from_anywhere(work: Work) -> Work:
 
 
 def _result(future: Future) -> tuple[str, Any]:
-    """Return the outcome of a finished task: as `_work_off_shard`, or "killed" or "lost"."""
+    """Return the outcome of a finished task: as `_process_shard`, or "killed" or "lost"."""
     from distributed.client import CancelledError
     from distributed.scheduler import KilledWorker
 
@@ -278,16 +279,16 @@ _solvers: dict[tuple[str, int], tuple[Solver, float]] = {}
 _at: set[Path] = set()
 
 
-def _place(task: _Task) -> tuple[str, Any]:
-    """Return "done" and `Job.place` of a worker, or "error" and its message."""
+def _environment(task: _Task) -> tuple[str, Any]:
+    """Return "done" and `Job.environment` of a worker, or "error" and its message."""
     try:
         with _starting, _modules_read_anew(task.folder), silently():
-            return "done", task.job.place()
+            return "done", task.job.environment()
     except (*EXPECTED, MemoryError) as error:
         return "error", f"worker {_address_here()}: {one_line(error)}"
 
 
-def _work_off_shard(task: _Task, work: Work, shard: int) -> tuple[str, str]:
+def _process_shard(task: _Task, work: Work, shard: int) -> tuple[str, str]:
     """Process a shard on a worker, and count the death of a process that had it before.
 
     A process writes a note for the shard that it is processing. A note of this run for a shard that
@@ -302,18 +303,18 @@ def _work_off_shard(task: _Task, work: Work, shard: int) -> tuple[str, str]:
 
     def begin() -> None:
         if _content(note) == task.run:
-            time.sleep(shards.GRACE)  # if all processes are being killed, this one is too
-            shards.count_attempt(work, shard)
+            time.sleep(workers.GRACE)  # if all processes are being killed, this one is too
+            workers.count_attempt(work, shard)
         _at.add(note)
         write_atomically(note, task.run.encode())
 
     try:
         solve = _solver(task, work)
-        is_ours = shards.work_off_shard(work, shard, solve, begin)
+        is_ours = workers.process_shard(work, shard, solve, begin)
         if is_ours:
             note.unlink(missing_ok=True)
         return ("done" if is_ours else "busy"), ""
-    except (Gone, *EXPECTED, MemoryError) as error:
+    except (FolderGone, *EXPECTED, MemoryError) as error:
         if not work.folder.exists():
             return (
                 "gone",
@@ -327,7 +328,7 @@ def _work_off_shard(task: _Task, work: Work, shard: int) -> tuple[str, str]:
             raise
         log.exception("shard %d", shard)
         note.unlink(missing_ok=True)
-        shards.count_attempt(work, shard, bug := bug_in_one_line(error))
+        workers.count_attempt(work, shard, bug := bug_in_one_line(error))
         return "again", f"worker {_address_here()}: {bug}"
     finally:
         _at.discard(note)
@@ -350,7 +351,7 @@ def _solver(task: _Task, work: Work) -> Solver:
     """Return the solver of this thread, with the model in memory.
 
     Raises:
-        Gone: the folder does not exist.
+        FolderGone: the folder does not exist.
         ValueError: the folder belongs to work with another model or device.
     """
     key, now = (task.run, threading.get_ident()), time.monotonic()
@@ -363,7 +364,7 @@ def _solver(task: _Task, work: Work) -> Solver:
         else:
             _note_an_orderly_end()
             with _modules_read_anew(task.folder), silently():
-                work.claim({**task.job.identity(), **task.job.place()}, new=False)
+                work.open_folder({**task.job.identity(), **task.job.environment()}, new=False)
                 solver = task.job.start()
         _solvers[key] = solver, now
     return solver

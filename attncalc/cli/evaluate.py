@@ -17,7 +17,6 @@ from ase.data import chemical_symbols
 
 from attncalc import data, model_file
 from attncalc.calculator import AttnCalculator
-from attncalc.cli import shards
 from attncalc.cli.errors import data_is_needed, one_line_errors
 from attncalc.cli.files import from_anywhere, is_folder_of_run
 from attncalc.cli.model_checks import is_delta, require_known
@@ -25,7 +24,9 @@ from attncalc.cli.model_job import ModelJob
 from attncalc.cli.options import calculator_options, set_threads
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
-from attncalc.cli.shards import Outcome, Solver, Work, many_options, refuse_unfinished, work_off
+from attncalc.cli.shards import processing
+from attncalc.cli.shards.processing import process_shards, shard_options
+from attncalc.cli.shards.results import Outcome, Solver, Work, refuse_unfinished
 from attncalc.data import Dataset, StreamedDataset
 from attncalc.data.errors import (
     BATCH_ATOMS,
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
     "is replaced, any other file is not.",
 )
 @click.option("--no-report", is_flag=True, help="Print the table only.")
-@many_options
+@shard_options
 @output_options
 @one_line_errors
 def evaluate(
@@ -136,7 +137,7 @@ def evaluate(
 
         rows = find_rows(dataset, potential)
         job = EvalMany(from_anywhere(model), options, threads, (*asked, *of_data), rows.sha256)
-        work_off(job, rows, target, join=join, **many)
+        process_shards(job, rows, target, join=join, **many)
         return
     fast = calculator.potential  # compiled before the clock starts
     start = time.perf_counter()
@@ -301,10 +302,10 @@ def find_rows(dataset: Dataset, potential: Potential) -> Rows:
     starts = [0]
     apart = potential.counts_all_pairs
     for first, _ in batches(dataset.structures, BATCH_ATOMS, apart=apart):
-        if first >= starts[-1] + shards.STRUCTURES:
+        if first >= starts[-1] + processing.STRUCTURES:
             starts.append(first)
     n, of_all = len(dataset), checksum(dataset)
-    return Rows(Path(dataset.source), shards.STRUCTURES, n, (*starts, n), of_all)
+    return Rows(Path(dataset.source), processing.STRUCTURES, n, (*starts, n), of_all)
 
 
 @dataclass(frozen=True)
@@ -351,7 +352,7 @@ def joined(work: Work) -> Prediction:
     """
 
     def rows() -> Iterator[dict[str, Any]]:
-        for row in work.said():
+        for row in work.reports():
             if error := row.get("error"):
                 raise RuntimeError(f"{error} (remove {work.folder} to try again)")
             yield row

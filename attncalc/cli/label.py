@@ -25,13 +25,8 @@ from attncalc.cli.files import (
 )
 from attncalc.cli.options import oracle_option
 from attncalc.cli.output import output_options, say
-from attncalc.cli.shards import (
-    Outcome,
-    many_options,
-    output_of_shards,
-    sort_out,
-    work_off,
-)
+from attncalc.cli.shards.processing import parse_frames, process_shards, shard_options
+from attncalc.cli.shards.results import Outcome, output_of_shards
 from attncalc.data.shards import Frame
 from attncalc.sampling.oracles import Labels, Oracle, load_oracle
 from attncalc.system import assumed_radical, charge_and_spin, what_is_ignored
@@ -41,7 +36,7 @@ from attncalc.system import assumed_radical, charge_and_spin, what_is_ignored
 @click.argument("structures")
 @oracle_option
 @click.option("-o", "--output", help="File to write. Default: NAME.labelled.xyz beside the input.")
-@many_options
+@shard_options
 @output_options
 @one_line_errors
 def label(structures, oracle, output, **many) -> None:
@@ -65,7 +60,7 @@ def label(structures, oracle, output, **many) -> None:
     target = output_of_shards(source, target)
     new_structure_file(target)
     require_angstrom(source)
-    work_off(LabelMany(from_anywhere(oracle), os.getcwd()), source, target, **many)
+    process_shards(LabelMany(from_anywhere(oracle), os.getcwd()), source, target, **many)
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,7 @@ class LabelMany:
             say(oracle.caution)
         return {"oracle": oracle.teacher}
 
-    def place(self) -> dict[str, Any]:
+    def environment(self) -> dict[str, Any]:
         """Return the version of the program, and the kind of device if the oracle is a model."""
         device = load_oracle(self.oracle, self.folder).device
         return {"device": device, "attncalc": version("attncalc")}
@@ -130,7 +125,7 @@ class LabelShard:
                 ignored[frame.name] = f"{radical}: {advice}"
             return _ready(atoms)
 
-        outcomes, good = sort_out(frames, take)
+        outcomes, good = parse_frames(frames, take)
         labels = self.oracle.label([*good.values()])
         for (k, atoms), found in zip(good.items(), labels, strict=True):
             if isinstance(found, str):

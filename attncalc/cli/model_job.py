@@ -36,7 +36,7 @@ class ModelJob:
         options = {name: value for name, value in self.options.items() if name != "device"}
         return {"model": model_file.checksum(self.model), **options}
 
-    def place(self) -> dict[str, Any]:
+    def environment(self) -> dict[str, Any]:
         """Return the kind of device, which selects the algorithm, and the version of the program.
 
         Raises:

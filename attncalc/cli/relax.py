@@ -54,14 +54,8 @@ from attncalc.cli.options import (
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
 from attncalc.cli.relaxation_course import Course
-from attncalc.cli.shards import (
-    Outcome,
-    many_options,
-    output_of_shards,
-    refuse_unfinished,
-    sort_out,
-    work_off,
-)
+from attncalc.cli.shards.processing import parse_frames, process_shards, shard_options
+from attncalc.cli.shards.results import Outcome, output_of_shards, refuse_unfinished
 from attncalc.data.shards import Frame
 from attncalc.files import NoSpaceLeft
 from attncalc.md import relax_batch
@@ -102,7 +96,7 @@ ATOMS_AT_ONCE = 2000
 )
 @stop_option
 @click.option("-o", "--output", help="File to write. Default: NAME.relaxed.xyz beside the input.")
-@many_options
+@shard_options
 @output_options
 @one_line_errors
 def relax(
@@ -162,7 +156,7 @@ def relax(
         require_angstrom(source)
         options = {"device": device, "dtype": dtype, "long_range_cutoff": long_range_cutoff}
         job = RelaxMany(from_anywhere(model), options, threads, asked)
-        work_off(job, source, target, **many)
+        process_shards(job, source, target, **many)
         return
     refuse_unfinished(target)
     picture = output_file(target.with_suffix(".png"), role=f"the picture for {target.name}")
@@ -521,7 +515,7 @@ class RelaxShard:
             frames: the structures, as text.
             first: number of the first structure.
         """
-        outcomes, good = sort_out(frames, self._known)
+        outcomes, good = parse_frames(frames, self._known)
         if not good:
             return outcomes
         asked = self.asked

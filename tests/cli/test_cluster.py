@@ -19,9 +19,11 @@ from ase.build import bulk
 from ase.io import read, write
 from command_line import COPPER, attncalc, fails, labelled, wait_until
 
-from attncalc.cli import cluster, shards
+from attncalc.cli import cluster
 from attncalc.cli.cluster import Cluster
-from attncalc.cli.shards import Job, Outcome, Work
+from attncalc.cli.shards import processing, workers
+from attncalc.cli.shards.results import Job, Outcome, Work
+from attncalc.cli.shards.workers import process_until_done
 from attncalc.data.shards import Frame, find_shards
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -84,7 +86,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Shards of a few structures; no worker waits on after a test."""
-    monkeypatch.setattr(shards, "STRUCTURES", SIZE)
+    monkeypatch.setattr(processing, "STRUCTURES", SIZE)
     yield
     Path("hold").unlink(missing_ok=True)
 
@@ -121,10 +123,10 @@ def by_one_process(
         (work.folder / "0000").mkdir()
         for k in killed:
             work.file(k, ".died").write_text("2")
-        shards._work_off_shards(job, work, mine, SimpleNamespace(send=lambda _: None))
+        process_until_done(job, work, mine, SimpleNamespace(send=lambda _: None))
 
     with monkeypatch.context() as context:
-        context.setattr(shards, "_compute", compute)
+        context.setattr(processing, "compute_in_processes", compute)
         attncalc(*command, "--workers", 1)
     return outputs()
 
@@ -178,7 +180,10 @@ def test_the_client_is_killed_and_started_again(address, monkeypatch):
     expected = by_one_process(monkeypatch, *LABEL)
     Path("seen").unlink()
     Path("hold").touch()
-    few = f"from attncalc.cli import main, shards; shards.STRUCTURES = {SIZE}; main()"
+    few = (
+        "from attncalc.cli import main; from attncalc.cli.shards import processing; "
+        f"processing.STRUCTURES = {SIZE}; main()"
+    )
     command = [sys.executable, "-c", few, *LABEL, "--scheduler", address]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(command, env=environment)
@@ -222,7 +227,7 @@ def test_ctrl_c_cancels_what_waits(address, monkeypatch):
 
 def test_few_tasks_are_at_the_scheduler(address, monkeypatch):
     write_for_teacher()
-    monkeypatch.setattr(shards, "STRUCTURES", 1)
+    monkeypatch.setattr(processing, "STRUCTURES", 1)
     submit, sizes, waiting = Cluster._submit, [], []
 
     def count(self: Cluster, function: Callable, *arguments: object) -> object:
@@ -303,7 +308,7 @@ class Copying:
     def identity(self) -> dict[str, object]:
         return {"bug": self.bug}
 
-    def place(self) -> dict[str, object]:
+    def environment(self) -> dict[str, object]:
         return {}
 
     def start(self) -> Copying:
@@ -318,7 +323,7 @@ class Copying:
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     """Shards, in the process of a worker."""
-    monkeypatch.setattr(shards, "GRACE", 0.0)
+    monkeypatch.setattr(workers, "GRACE", 0.0)
     monkeypatch.setattr(cluster, "_solvers", {})
     monkeypatch.setattr(cluster, "_note_an_orderly_end", lambda: None)
     monkeypatch.setattr(cluster, "_address_here", lambda: "here")
@@ -331,37 +336,37 @@ def task(run: str, *, bug: bool = False) -> cluster._Task:
 
 
 def test_only_deaths_of_one_run_are_counted(work):
-    work.claim({"bug": False}, new=True)
+    work.open_folder({"bug": False}, new=True)
     note, died = work.file(1, ".at"), work.file(1, ".died")
     note.parent.mkdir()
     note.write_text("another run")  # all processes were killed
-    assert cluster._work_off_shard(task("run"), work, 1) == ("done", "")
+    assert cluster._process_shard(task("run"), work, 1) == ("done", "")
     assert not note.exists()
     assert not died.exists()
     work.file(1, ".json").unlink()
     note.write_text("run")
-    assert cluster._work_off_shard(task("run"), work, 1) == ("done", "")
+    assert cluster._process_shard(task("run"), work, 1) == ("done", "")
     assert died.read_text() == "1"
-    with shards.FileLock(work.file(2, ".json")):
-        assert cluster._work_off_shard(task("run"), work, 2) == ("busy", "")
+    with workers.FileLock(work.file(2, ".json")):
+        assert cluster._process_shard(task("run"), work, 2) == ("busy", "")
 
 
 def test_a_bug_counts_as_a_death(work):
-    work.claim({"bug": True}, new=True)
+    work.open_folder({"bug": True}, new=True)
     with_bug = task("run", bug=True)
     for _ in range(2):
-        assert cluster._work_off_shard(with_bug, work, 0) == (
+        assert cluster._process_shard(with_bug, work, 0) == (
             "again",
             "worker here: KeyError: 'a bug'",
         )
-    assert cluster._work_off_shard(with_bug, work, 0) == ("done", "")
+    assert cluster._process_shard(with_bug, work, 0) == ("done", "")
     failed = work.file(0, ".failed.xyz").read_text()
     assert "2 processes died at structures 0 to" in failed
     assert "this is one: KeyError: 'a bug'" in failed
 
 
 def test_who_is_told_to_end_removes_its_notes(work, monkeypatch):
-    work.claim({"bug": False}, new=True)
+    work.open_folder({"bug": False}, new=True)
 
     def told(self: Copying, frames: Sequence[Frame], first: int) -> list[Outcome]:
         assert work.file(0, ".at").read_text() == "run"
@@ -370,33 +375,33 @@ def test_who_is_told_to_end_removes_its_notes(work, monkeypatch):
         return [(None, {"error": "ended"}) for _ in frames]
 
     monkeypatch.setattr(Copying, "__call__", told)
-    assert cluster._work_off_shard(task("run"), work, 0) == ("done", "")
+    assert cluster._process_shard(task("run"), work, 0) == ("done", "")
 
 
 def test_a_folder_that_a_worker_does_not_find(work):
-    what, said = cluster._work_off_shard(task("run"), work, 0)
+    what, said = cluster._process_shard(task("run"), work, 0)
     assert what == "gone"
     assert said == f"worker here does not find {work.folder}: share it"
 
 
 def test_workers_of_another_kind_are_refused(work):
-    work.claim({"bug": True}, new=True)
-    what, said = cluster._work_off_shard(task("run"), work, 0)
+    work.open_folder({"bug": True}, new=True)
+    what, said = cluster._process_shard(task("run"), work, 0)
     assert what == "error"
     assert "holds shards of another bug" in said
 
 
 def test_a_model_is_loaded_once_and_forgotten(work, monkeypatch):
-    work.claim({"bug": False}, new=True)
+    work.open_folder({"bug": False}, new=True)
     started = []
     monkeypatch.setattr(Copying, "start", lambda self: started.append(1) or self)
     for k in range(3):
-        assert cluster._work_off_shard(task("run"), work, k)[0] == "done"
+        assert cluster._process_shard(task("run"), work, k)[0] == "done"
     assert len(started) == 1
     other = ("another run", 0)
     cluster._solvers[other] = Copying(), time.monotonic() - cluster.IDLE + 60.0
-    assert cluster._work_off_shard(task("run"), work, 3)[0] == "done"
+    assert cluster._process_shard(task("run"), work, 3)[0] == "done"
     assert other in cluster._solvers
     cluster._solvers[other] = Copying(), time.monotonic() - cluster.IDLE - 1.0
-    assert cluster._work_off_shard(task("run"), work, 4)[0] == "done"
+    assert cluster._process_shard(task("run"), work, 4)[0] == "done"
     assert [run for run, _ in cluster._solvers] == ["run"]

@@ -18,8 +18,10 @@ from ase.io import read, write
 from command_line import COPPER, attncalc, fails, files, fork_workers, labelled, succeeds
 
 from attncalc import data
-from attncalc.cli import evaluate, shards
-from attncalc.cli.shards import Job, Work
+from attncalc.cli import evaluate
+from attncalc.cli.shards import processing, results, workers
+from attncalc.cli.shards.results import Job, Work
+from attncalc.cli.shards.workers import process_until_done
 from attncalc.data.errors import Prediction, predict
 from attncalc.data.shards import Shards
 
@@ -67,12 +69,12 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process works the shards off."""
+    """This process computes the shards."""
 
     def compute(job: Job, work: Work, mine: Sequence[int], workers: int) -> None:
-        shards._work_off_shards(job, work, mine, SimpleNamespace(send=lambda _: None))
+        process_until_done(job, work, mine, SimpleNamespace(send=lambda _: None))
 
-    monkeypatch.setattr(shards, "_compute", compute)
+    monkeypatch.setattr(processing, "compute_in_processes", compute)
 
 
 def test_two_workers_make_the_page_of_one_process(expected, monkeypatch) -> None:
@@ -116,7 +118,7 @@ def test_killed_and_started_again(here, expected, monkeypatch) -> None:
     remove = Work.remove
 
     def removed(work: Work) -> None:
-        assert done.stat().st_mtime_ns == before, "it is not worked off again"
+        assert done.stat().st_mtime_ns == before, "it is not computed again"
         remove(work)
 
     monkeypatch.setattr(Work, "remove", removed)
@@ -152,11 +154,11 @@ def test_another_command_was_faster(here, monkeypatch, options: tuple[str, ...])
 
     def gone(work: Work, join: object) -> None:
         work.remove()
-        raise shards.Gone
+        raise results.FolderGone
 
-    monkeypatch.setattr(shards, "_gather", gone)
+    monkeypatch.setattr(processing, "gather_results", gone)
     line = fails(*EVAL, "--workers", 1, *options)
-    said = f"another command has put the shards of {PAGE} together, and told of them"
+    said = f"another command has joined the shards of {PAGE} and reported them"
     assert line == f"Error: {said}"
 
 
@@ -178,7 +180,7 @@ def test_json_of_a_part(here) -> None:
 
 def test_a_shard_that_kills_processes_ends_it(here, monkeypatch) -> None:
     write("cu.extxyz", labelled(4))
-    monkeypatch.setattr(shards, "_deaths", lambda *_: (shards.ATTEMPTS, ""))
+    monkeypatch.setattr(workers, "_deaths", lambda *_: (workers.ATTEMPTS, ""))
     line = fails(*EVAL, "--workers", 1)
     assert "2 processes died at structures 0 to 3, of which this is one" in line
     assert f"(remove {PAGE}.parts to try again)" in line
@@ -187,13 +189,13 @@ def test_a_shard_that_kills_processes_ends_it(here, monkeypatch) -> None:
 
 def test_a_file_that_changes_meanwhile(here, monkeypatch) -> None:
     write("cu.extxyz", labelled(4))
-    load = Work.claim
+    load = Work.open_folder
 
     def changed(work: Work, *given: object, **named: object) -> bool:
         write("cu.extxyz", labelled(5)[1:])
         return load(work, *given, **named)
 
-    monkeypatch.setattr(Work, "claim", changed)
+    monkeypatch.setattr(Work, "open_folder", changed)
     assert "cu.extxyz: the file has changed" in fails(*EVAL, "--workers", 1)
 
 

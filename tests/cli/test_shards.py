@@ -1,4 +1,4 @@
-"""Many structures in shards: the same output whoever works them off, and after any kill."""
+"""Many structures in shards: the same output whoever processes them, and after any kill."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from ase.io import read, write
 from command_line import COPPER, ETHANOL, Forked, attncalc, fails, fork_workers, wait_until
 
 from attncalc import AttnCalculator, bonds
-from attncalc.cli import output, shards
+from attncalc.cli import output
 from attncalc.cli.relax import Relaxation, RelaxMany, RelaxShard
-from attncalc.cli.shards import Outcome, Work, work_off_shard
+from attncalc.cli.shards import joining, processing, results, workers
+from attncalc.cli.shards.results import Outcome, Work
+from attncalc.cli.shards.workers import process_shard, process_until_done
 from attncalc.data.shards import Frame, find_shards
 from attncalc.files import FileLock, NoSpaceLeft
 
@@ -180,9 +182,7 @@ def test_memory_for_100000_structures_is_that_of_a_shard():
     Path("few.xyz").write_text("1\n\nHe 0 0 0\n")
     before = Work(find_shards(Path("few.xyz"), 64), Path("few.out.xyz"))
     before.folder.mkdir()
-    assert work_off_shard(
-        before, 0, Copying(), lambda: None
-    )  # modules that it imports do not count
+    assert process_shard(before, 0, Copying(), lambda: None)  # modules that it imports do not count
     tracemalloc.start()
     try:
         found = find_shards(Path("many.xyz"), 64)
@@ -190,8 +190,8 @@ def test_memory_for_100000_structures_is_that_of_a_shard():
         work.folder.mkdir()
         for k in (0, len(found) // 2, len(found) - 1):
             work.file(k, ".json").parent.mkdir(exist_ok=True)
-            assert work_off_shard(work, k, Copying(), lambda: None)
-        assert len(work.lacking(range(len(found)))) == len(found) - 3
+            assert process_shard(work, k, Copying(), lambda: None)
+        assert len(work.not_done(range(len(found)))) == len(found) - 3
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -212,7 +212,7 @@ class Copying:
     def identity(self) -> dict[str, object]:
         return {"how": self.how}
 
-    def place(self) -> dict[str, object]:
+    def environment(self) -> dict[str, object]:
         return {"device": "cpu"}
 
     def start(self) -> Copying:
@@ -243,34 +243,34 @@ SOURCE, TARGET = Path("few.xyz"), Path("out.xyz")
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten structures in shards of four, which this process works off."""
+    """Ten structures in shards of four, in this process."""
     write(SOURCE, [Atoms("Cu", [[k, 0, 0]]) for k in range(10)])
-    monkeypatch.setattr(shards, "STRUCTURES", 4)
-    monkeypatch.setattr(shards, "GRACE", 0.0)
-    monkeypatch.setattr(shards, "_compute", in_this_process)
+    monkeypatch.setattr(processing, "STRUCTURES", 4)
+    monkeypatch.setattr(workers, "GRACE", 0.0)
+    monkeypatch.setattr(processing, "compute_in_processes", in_this_process)
 
 
 @pytest.fixture
 def forked(few, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other processes work them off, in which nothing is imported again."""
+    """Other processes process them, in which nothing is imported again."""
     fork_workers(monkeypatch)
-    monkeypatch.setattr(shards, "_compute", compute)
+    monkeypatch.setattr(processing, "compute_in_processes", compute)
 
 
-compute = shards._compute
+compute = processing.compute_in_processes
 
 
 def in_this_process(job: Copying, work: Work, mine: Sequence[int], workers: int) -> None:
     class Silent:
         def send(self, what: object) -> None: ...
 
-    shards._work_off_shards(job, work, mine, Silent())
+    process_until_done(job, work, mine, Silent())
 
 
-def work_off(how: str = "", *, shard: str | None = None, gather: bool = False) -> None:
-    shards.output_of_shards(SOURCE, TARGET)
-    workers = None if shard or gather else 1
-    shards.work_off(Copying(how), SOURCE, TARGET, workers=workers, shard=shard, gather=gather)
+def process(how: str = "", *, shard: str | None = None, gather: bool = False) -> None:
+    results.output_of_shards(SOURCE, TARGET)
+    options = {"workers": None if shard or gather else 1, "shard": shard, "gather": gather}
+    processing.process_shards(Copying(how), SOURCE, TARGET, **options)
 
 
 class Killed(BaseException):
@@ -286,13 +286,13 @@ def test_killed_while_the_shards_are_removed(few, monkeypatch):
 
     stub = SimpleNamespace(rmtree=rmtree, copyfileobj=shutil.copyfileobj)
     with monkeypatch.context() as context:
-        context.setattr(shards, "shutil", stub)
+        context.setattr(results, "shutil", stub)
         with pytest.raises(Killed):
-            work_off()
+            process()
     assert len(read(TARGET, ":")) == 10
     assert not Path("out.xyz.parts").exists()
     TARGET.unlink()
-    work_off("other")  # nothing of the first is in its way
+    process("other")  # nothing of the first is in its way
 
 
 def test_killed_while_the_output_is_written(few, monkeypatch):
@@ -302,9 +302,9 @@ def test_killed_while_the_output_is_written(few, monkeypatch):
     with monkeypatch.context() as context:
         context.setattr(Work, "remove", killed)
         with pytest.raises(Killed):
-            work_off()
+            process()
     TARGET.write_text("half")
-    work_off()  # the same command goes on, though its output is there
+    process()  # the same command goes on, though its output is there
     assert len(read(TARGET, ":")) == 10
 
 
@@ -314,35 +314,35 @@ def test_killed_while_the_output_is_written(few, monkeypatch):
 )
 def test_a_damaged_shard_is_done_again(few, ending, content):
     for k in range(3):
-        work_off(shard=f"{k + 1}/3")
+        process(shard=f"{k + 1}/3")
     (part,) = Path("out.xyz.parts").rglob(f"000001{ending}")
     part.unlink()
     if content is not None:
         part.write_bytes(content)
     with pytest.raises(ValueError, match="the results of structures 4 to 7 are damaged: run the"):
-        work_off(gather=True)
+        process(gather=True)
     assert not TARGET.exists()
-    work_off(shard="1/1")
-    work_off(gather=True)
+    process(shard="1/1")
+    process(gather=True)
     assert [atoms.positions[0, 0] for atoms in read(TARGET, ":")] == list(range(10))
 
 
 def test_a_folder_is_made_with_its_plan_once(few):
     work = Work(find_shards(SOURCE, 4), TARGET)
-    assert work.claim({"how": "one"}, new=True)
+    assert work.open_folder({"how": "one"}, new=True)
     # another process looked when there was no folder yet
     assert not work._make({"how": "two"})
     with pytest.raises(ValueError, match="holds shards of another how"):
-        work.claim({"how": "two"}, new=True)
+        work.open_folder({"how": "two"}, new=True)
     assert {path.name for path in Path().iterdir()} == {"few.xyz", "out.xyz.parts"}
     (work.folder / "plan.json").unlink()
     with pytest.raises(ValueError, match=r"no plan\.json"):
-        work.claim({"how": "two"}, new=True)
+        work.open_folder({"how": "two"}, new=True)
 
 
 def test_nothing_is_made_where_nothing_was_worked_off(few):
-    with pytest.raises(ValueError, match=r"no folder out\.xyz\.parts: work its shards off first"):
-        work_off(gather=True)
+    with pytest.raises(ValueError, match=r"no folder out\.xyz\.parts: process its shards first"):
+        process(gather=True)
     assert not Path("out.xyz.parts").exists()
 
 
@@ -351,7 +351,7 @@ def test_a_comment_in_another_encoding(few):
     lines[3 * 5 + 1] = lines[3 * 5 + 1].replace(b"\n", b" name=caf\xe9\n")
     SOURCE.write_bytes(b"".join(lines))
     with pytest.raises(click.ClickException, match="1 of 10 structures failed"):
-        work_off()
+        process()
     assert len(read(TARGET, ":")) == 9
     failed = Path("out.failed.xyz").read_bytes()
     assert b'name=caf\xe9 error="structure 5: not UTF-8 text (byte 0xe9)"\n' in failed
@@ -359,27 +359,27 @@ def test_a_comment_in_another_encoding(few):
 
 def test_what_ase_cannot_write_has_failed(few):
     with pytest.raises(click.ClickException, match="1 of 10 structures failed"):
-        work_off("unwritable")
+        process("unwritable")
     assert len(read(TARGET, ":")) == 9
     assert "structure 5: ASE cannot write it" in Path("out.failed.xyz").read_text()
 
 
 def test_an_error_of_a_process_ends_all_with_one_line(forked, capfd):
     with pytest.raises(RuntimeError, match=r"no space left .*; 1 of 3 shards are done: the same"):
-        work_off("full")
+        process("full")
     assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_shard_that_kills_processes_fails(forked):
     with pytest.raises(click.ClickException, match="4 of 10 structures failed"):
-        work_off("die")
+        process("die")
     assert [atoms.positions[0, 0] for atoms in read(TARGET, ":")] == [0, 1, 2, 3, 8, 9]
     assert Path("out.failed.xyz").read_text().count("2 processes died at structures 4 to 7") == 4
 
 
 def test_what_nobody_expects_is_named(forked, capfd):
     with pytest.raises(click.ClickException, match="4 of 10 structures failed"):
-        work_off("bug")
+        process("bug")
     failed = Path("out.failed.xyz").read_text()
     assert failed.count("of which this is one: KeyError: 'a bug'") == 4
     assert capfd.readouterr().err.count("Traceback") == 2  # for whoever mends it
@@ -389,42 +389,42 @@ def test_the_file_of_what_fails_is_an_output(few, monkeypatch):
     failed = Path("out.failed.xyz")
     failed.write_text("mine")
     with pytest.raises(FileExistsError, match=r"out\.failed\.xyz exists"):
-        work_off()
+        process()
     assert failed.read_text() == "mine"
-    monkeypatch.setattr(shards, "overwrites", lambda: True)
+    monkeypatch.setattr(joining, "overwrites", lambda: True)
     monkeypatch.setattr(output, "overwrites", lambda: True)
     said = []
-    monkeypatch.setattr(shards, "report_json", said.append)
-    work_off()
+    monkeypatch.setattr(joining, "report_json", said.append)
+    process()
     assert not failed.exists(), "it was of an earlier run"
     assert said[0]["failures"] is None
     SOURCE.rename(failed)
     with pytest.raises(ValueError, match=r"out\.failed\.xyz, .* is the input"):
-        shards.output_of_shards(failed, TARGET)
+        results.output_of_shards(failed, TARGET)
 
 
 def test_the_slower_of_two_equal_commands(few, monkeypatch):
     said = []
-    monkeypatch.setattr(shards, "say", said.append)
+    monkeypatch.setattr(joining, "say", said.append)
 
     def slower(job: Copying, work: Work, mine: Sequence[int], workers: int) -> None:
-        monkeypatch.setattr(shards, "_compute", in_this_process)
-        work_off()
+        monkeypatch.setattr(processing, "compute_in_processes", in_this_process)
+        process()
         in_this_process(job, work, mine, workers)
 
-    monkeypatch.setattr(shards, "_compute", slower)
-    work_off()
+    monkeypatch.setattr(processing, "compute_in_processes", slower)
+    process()
     assert said[0] == "wrote out.xyz: 10 of 10 structures"
     assert said[1].startswith("out.xyz is complete: another command has written it")
     TARGET.unlink()
 
     def later(path: Path, size: int) -> object:
-        monkeypatch.setattr(shards, "find_shards", find_shards)
-        work_off()
+        monkeypatch.setattr(processing, "find_shards", find_shards)
+        process()
         return find_shards(path, size)
 
-    monkeypatch.setattr(shards, "find_shards", later)
-    work_off()
+    monkeypatch.setattr(processing, "find_shards", later)
+    process()
     assert said[3].startswith("out.xyz is complete: another command has written it")
     assert {path.name for path in Path().iterdir()} == {"few.xyz", "out.xyz"}
 
@@ -436,8 +436,8 @@ def test_only_one_command_puts_shards_together(few, monkeypatch):
         waited.append(TARGET.exists())
         lock.release()
 
-    monkeypatch.setattr(shards.time, "sleep", sleep)
-    work_off()
+    monkeypatch.setattr(workers.time, "sleep", sleep)
+    process()
     assert waited == [False]
     assert len(read(TARGET, ":")) == 10
 
@@ -447,17 +447,17 @@ def test_a_folder_that_somebody_removed(few, monkeypatch):
         shutil.rmtree(work.folder)
         in_this_process(job, work, mine, workers)
 
-    monkeypatch.setattr(shards, "_compute", removed)
-    with pytest.raises(ValueError, match=r"no folder out\.xyz\.parts: work its shards"):
-        work_off()
+    monkeypatch.setattr(processing, "compute_in_processes", removed)
+    with pytest.raises(ValueError, match=r"no folder out\.xyz\.parts: process its shards"):
+        process()
 
 
 def test_the_folder_is_not_listed_for_every_shard(few, monkeypatch):
-    monkeypatch.setattr(shards, "STRUCTURES", 1)
-    monkeypatch.setattr(shards, "SHARDS", 4)
+    monkeypatch.setattr(processing, "STRUCTURES", 1)
+    monkeypatch.setattr(results, "SHARDS", 4)
     listed = []
-    monkeypatch.setattr(shards.os, "listdir", lambda path: listed.append(path) or [])
-    work_off(shard="1/1")
+    monkeypatch.setattr(results.os, "listdir", lambda path: listed.append(path) or [])
+    process(shard="1/1")
     assert len(listed) == 3
     folders = [f"out.xyz.parts/000{k}" for k in range(3)]
     assert [len([*os.scandir(folder)]) for folder in folders] == [3 * 4, 3 * 4, 3 * 2]
@@ -474,8 +474,8 @@ def test_what_is_not_read_is_counted(few, capsys, monkeypatch):
         atoms.set_initial_magnetic_moments([1.0] * 4)
     write(SOURCE, frames)
     reported = []
-    monkeypatch.setattr(shards, "report_json", reported.append)
-    shards.work_off(relax_many(), SOURCE, TARGET, workers=1, shard=None, gather=False)
+    monkeypatch.setattr(joining, "report_json", reported.append)
+    processing.process_shards(relax_many(), SOURCE, TARGET, workers=1, shard=None, gather=False)
     warning = "Warning: 5 of 6 structures: initial magnetic moments of the atoms are not read: thi"
     assert warning in capsys.readouterr().err
     assert reported[0]["ignored"] == 5
@@ -486,8 +486,8 @@ def test_structures_whose_bonds_broke_are_counted(few, capsys, monkeypatch):
     usual = bonds.BROKEN
     monkeypatch.setattr(bonds, "BROKEN", 0.5)  # where nothing moves
     reported = []
-    monkeypatch.setattr(shards, "report_json", reported.append)
-    shards.work_off(relax_many(), SOURCE, TARGET, workers=1, shard=None, gather=False)
+    monkeypatch.setattr(joining, "report_json", reported.append)
+    processing.process_shards(relax_many(), SOURCE, TARGET, workers=1, shard=None, gather=False)
     assert reported[0]["broken"] == 1
     assert "bonds broke in 1 of 2 structures: see broken_bonds in " in capsys.readouterr().err
     broken, whole = read(TARGET, ":")
@@ -495,26 +495,26 @@ def test_structures_whose_bonds_broke_are_counted(few, capsys, monkeypatch):
     assert "broken_bonds" not in whole.info
     monkeypatch.setattr(bonds, "BROKEN", usual)
     again = TARGET.with_name("again.xyz")
-    shards.work_off(relax_many(), TARGET, again, workers=1, shard=None, gather=False)
+    processing.process_shards(relax_many(), TARGET, again, workers=1, shard=None, gather=False)
     assert not any("broken_bonds" in atoms.info for atoms in read(again, ":"))
 
 
 def test_shards_of_another_device_or_version_do_not_mix(few, monkeypatch):
     write(SOURCE, [bulk("Cu", a=3.6, cubic=True) for _ in range(6)])
     asked = {"workers": None, "gather": False}
-    shards.work_off(relax_many(), SOURCE, TARGET, shard="1/2", **asked)
-    place = relax_many().place()
+    processing.process_shards(relax_many(), SOURCE, TARGET, shard="1/2", **asked)
+    place = relax_many().environment()
     assert place == {"device": "cpu", "attncalc": version("attncalc")}
     for name in place:
         other = {**place, name: "other"}
         with monkeypatch.context() as context:
-            context.setattr(RelaxMany, "place", lambda _, other=other: other)
+            context.setattr(RelaxMany, "environment", lambda _, other=other: other)
             with pytest.raises(ValueError, match=f"holds shards of another {name}:"):
-                shards.work_off(relax_many(), SOURCE, TARGET, shard="2/2", **asked)
-    shards.work_off(relax_many(), SOURCE, TARGET, shard="2/2", **asked)
+                processing.process_shards(relax_many(), SOURCE, TARGET, shard="2/2", **asked)
+    processing.process_shards(relax_many(), SOURCE, TARGET, shard="2/2", **asked)
     # nothing is computed: any machine will do
-    monkeypatch.setattr(RelaxMany, "place", lambda _: other)
-    shards.work_off(relax_many(), SOURCE, TARGET, workers=None, shard=None, gather=True)
+    monkeypatch.setattr(RelaxMany, "environment", lambda _: other)
+    processing.process_shards(relax_many(), SOURCE, TARGET, workers=None, shard=None, gather=True)
     assert len(read(TARGET, ":")) == 6
 
 

@@ -24,7 +24,7 @@ from attncalc.graph import ALL_PAIRS
 from attncalc.heat_flux import Flux, HeatFlux
 from attncalc.hessian import hessian, hessian_by_differences
 from attncalc.model_file import DEFAULT_MODEL, load, model_name, named_device
-from attncalc.novelty import OUTSIDE, Outsider, outsider
+from attncalc.novelty import OUTSIDE, OutsideAtom, outside_atom
 from attncalc.options import one_of, positive
 from attncalc.pickling import PlainlyPickled
 from attncalc.potential import Committee, Potential
@@ -323,7 +323,7 @@ class AttnCalculator(PlainlyPickled, BaseCalculator):
         novelty = surroundings.novelty()
         if (novelty > limit).any():
             self._told[elements] = float(novelty.max())
-            warnings.warn(str(outsider(novelty, atoms.numbers)), stacklevel=2)
+            warnings.warn(str(outside_atom(novelty, atoms.numbers)), stacklevel=2)
 
     def _last(self, atoms: Atoms | None) -> Atoms:
         if atoms is None and (atoms := self.atoms) is None:
@@ -366,12 +366,12 @@ class AttnCalculator(PlainlyPickled, BaseCalculator):
         if isinstance(structures, Atoms):  # type: ignore[unreachable]
             raise TypeError("calculate_many takes a list of structures, got one ase.Atoms")
         results: list[dict[str, Any]] = []
-        found: list[Outsider | None] = []
+        found: list[OutsideAtom | None] = []
         with self._lock:
             for system, result in self.evaluator.many(structures):
                 if (novelty := result.novelty) is not None:
                     numbers = system.split(system.atomic_numbers.cpu().numpy())
-                    found += map(outsider, system.split(novelty), numbers)
+                    found += map(outside_atom, system.split(novelty), numbers)
                 results += _results(result, system, volumes(system).tolist())
         if any(found):
             first, n = next(k for k, one in enumerate(found) if one), sum(map(bool, found))

@@ -11,7 +11,7 @@ import torch
 from ase import Atoms
 
 from attncalc.graph import Graph
-from attncalc.novelty import Environments, Sample, fit, strays_of
+from attncalc.novelty import Environments, Sample, fit, outliers_of
 from attncalc.potential import Potential
 from attncalc.structures import batches, check_system, fresh_graphs
 from attncalc.system import System, charge_and_spin
@@ -39,16 +39,16 @@ def calibrate(potential: Potential, structures: Sequence[Atoms]) -> None:
         ValueError: there are no structures, or the model does not know an element or charge.
     """
     chosen = _different(some_of(structures))
-    strays: set[int] = set()
+    outliers: set[int] = set()
     for member in potential.members:
         member.environments, those = environments_of(member, chosen)
-        strays.update(those)
-    if strays:
-        first = chosen[min(strays)]
+        outliers.update(those)
+    if outliers:
+        first = chosen[min(outliers)]
         log.warning(
             "far from all others, and so outside the training data: %d of %d structures, the first "
             "is %s, whose closest atoms are %.2f Å apart",
-            *(len(strays), len(chosen), first.get_chemical_formula(), _closest(first)),
+            *(len(outliers), len(chosen), first.get_chemical_formula(), _closest(first)),
         )
 
 
@@ -62,16 +62,16 @@ def environments_of(
         structures: one or more.
 
     Returns:
-        The environments, and the numbers of structures that are left out, see `strays_of`.
+        The environments, and the numbers of structures that are left out, see `outliers_of`.
 
     Raises:
         ValueError: there are no structures, or the model does not know an element or charge.
     """
     sample = _sample(member, structures)
-    if strays := strays_of(sample):
-        out = set(strays)
+    if outliers := outliers_of(sample):
+        out = set(outliers)
         sample = _sample(member, [one for k, one in enumerate(structures) if k not in out])
-    return fit(sample), strays
+    return fit(sample), outliers
 
 
 def _closest(atoms: Atoms) -> float:

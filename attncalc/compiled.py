@@ -111,7 +111,7 @@ def announce_compilation() -> None:
 
 
 @functools.cache
-def say_that_loops_are_compiled() -> None:
+def announce_loops() -> None:
     """Print how long the compilation takes, at the first call only."""
     log.warning(
         "compiling loops for this machine: half a minute, on busy cores up to two; the next start "
@@ -139,7 +139,7 @@ def _listener(base: Any) -> Any:
 
         def say(self) -> None:
             if self.depth:
-                say_that_loops_are_compiled()
+                announce_loops()
             else:  # it was short; the next one may not be
                 self.timer = None
 

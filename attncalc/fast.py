@@ -218,10 +218,10 @@ def _with_engine(potential: Potential, device: str | None = None) -> Potential |
     if name is None:
         return None
     if device == "cpu" and not has_numba():
-        _say_once("numba does not run here, steps take longer: pip install --upgrade numba")
+        _log_once("numba does not run here, steps take longer: pip install --upgrade numba")
         return None
     if device == "cuda" and not has_triton():
-        _say_once("triton is not installed, steps take longer: pip install triton")
+        _log_once("triton is not installed, steps take longer: pip install triton")
         return None
     module = importlib.import_module(name)  # needs numba or triton
     if not module.can_run(potential.network):
@@ -252,7 +252,7 @@ def _lower_network(network: nn.Module) -> nn.Module | None:
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def _log_once(message: str) -> None:
     log.warning(message)
 
 

@@ -30,7 +30,7 @@ from attncalc.graph import (
     SummedGradient,
 )
 from attncalc.nn.network import CompiledNetwork, linearize
-from attncalc.novelty import Environments, Surroundings
+from attncalc.novelty import Environments, NoveltyInputs
 from attncalc.ops import segment_sum, with_modules
 from attncalc.physics.pair_term import (
     energies_of,
@@ -466,7 +466,7 @@ class EdgeGradients:
     long: Any = None
     others: Mapping[str, Any] = field(default_factory=dict)
     summed: Sequence[SummedGradient] = ()
-    surroundings: Surroundings | None = None
+    surroundings: NoveltyInputs | None = None
 
     @property
     def tensors(self) -> EdgeGradients:
@@ -591,7 +591,7 @@ def _each(found: LinearizedTerm, change: Callable[[Any], Any]) -> LinearizedTerm
     return LinearizedTerm(change(energies), by_vectors, by_name)
 
 
-def _surroundings(member: Potential, outputs: AtomOutputs, graph: Graph) -> Surroundings | None:
+def _surroundings(member: Potential, outputs: AtomOutputs, graph: Graph) -> NoveltyInputs | None:
     environments = member.environments
     if environments is None:
         return None
@@ -600,7 +600,7 @@ def _surroundings(member: Potential, outputs: AtomOutputs, graph: Graph) -> Surr
         features = outputs.features
     network = member._modules["network"]  # faster than an attribute
     plain = getattr(network, "network", network) if features is None else None
-    return Surroundings(environments, features, graph, plain)
+    return NoveltyInputs(environments, features, graph, plain)
 
 
 class _ScaleArrays:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attncalc.graph import OUTPUTS, OfArrays
-from attncalc.novelty import Surroundings
+from attncalc.novelty import NoveltyInputs
 from attncalc.system import System
 
 SMALLEST_VOLUME = 1e-8  # Å³; below it a cell has no volume
@@ -62,7 +62,7 @@ class Result:
     spread: Spread | None = None
     charges: Tensor | None = field(default_factory=NoneType)
     hirshfeld_ratios: Tensor | None = field(default_factory=NoneType)
-    surroundings: Surroundings | None = None
+    surroundings: NoveltyInputs | None = None
 
     @functools.cached_property
     def novelty(self) -> NDArray[np.float64] | None:

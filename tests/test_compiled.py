@@ -22,7 +22,7 @@ def compilation(module: str) -> SimpleNamespace:
 def announcer(monkeypatch, caplog):
     monkeypatch.setattr(compiled, "SILENT", 0.3)
     # a test before this one may have compiled for long, and it is said once in a process
-    compiled.say_that_loops_are_compiled.cache_clear()
+    compiled.announce_loops.cache_clear()
     caplog.set_level(logging.WARNING, logger="attncalc.compiled")
     return compiled._listener(Base)
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from attncalc.cli.output import say, silently
 from attncalc.cli.shards import workers
 from attncalc.cli.shards.results import FolderGone, Job, Solver, Work
-from attncalc.cli.shards.workers import ATTEMPTS, LOOK, PAUSE, bug_in_one_line
+from attncalc.cli.shards.workers import ATTEMPTS, PAUSE, RECHECK, bug_in_one_line
 from attncalc.files import write_atomically
 from attncalc.text import EXPECTED, one_line
 
@@ -193,15 +193,15 @@ class Cluster:
         waiting = [(0.0, k) for k in sorted(left)]  # a heap: earliest time, shard
         futures: dict[int, Future] = {}
         killed: Counter[int] = Counter()
-        window, look = FEW, 0.0
+        window, next_check = FEW, 0.0
         while left:
             self._check()
             now = time.monotonic()
-            if now > look:
+            if now > next_check:
                 window = FEW * max(1, self._threads())
-                if look:  # shards that other commands have done
+                if next_check:  # shards that other commands have done
                     left.intersection_update(work.not_done(sorted(left)))
-                look = now + max(LOOK, 20 * (time.monotonic() - now))
+                next_check = now + max(RECHECK, 20 * (time.monotonic() - now))
             while waiting and waiting[0][0] <= now and len(futures) < window:
                 _, k = heapq.heappop(waiting)
                 if k in left:
@@ -362,7 +362,7 @@ def _solver(task: _Task, work: Work) -> Solver:
         if key in _solvers:
             solver = _solvers[key][0]
         else:
-            _note_an_orderly_end()
+            _note_graceful_shutdown()
             with _modules_read_anew(task.folder), silently():
                 work.open_folder({**task.job.identity(), **task.job.environment()}, new=False)
                 solver = task.job.start()
@@ -389,7 +389,7 @@ def _modules_read_anew(folder: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-class _OrderlyEnd:
+class _GracefulShutdown:
     """Hook of a worker that is told to end, so that its shards are not blamed."""
 
     def teardown(self, worker: Any) -> None:
@@ -397,13 +397,13 @@ class _OrderlyEnd:
         _remove_notes()
 
 
-def _note_an_orderly_end() -> None:
+def _note_graceful_shutdown() -> None:
     """Make this worker remove its notes when it is told to end."""
     from distributed import get_worker
 
     plugins: dict[str, Any] = get_worker().plugins
     if "attncalc" not in plugins:
-        plugins["attncalc"] = _OrderlyEnd()
+        plugins["attncalc"] = _GracefulShutdown()
         atexit.register(_remove_notes)
 
 

@@ -327,12 +327,12 @@ def relax_in_batch(
         bar.set_postfix_str(reached, refresh=False)
         bar.update(done - bar.n)
 
-    def look(numbers: Tensor, system: System) -> Tensor | None:
+    def should_stop(numbers: Tensor, system: System) -> Tensor | None:
         if (novelty := force.novelty(system)) is None:
             return None
         of_systems = system.split(novelty), system.split(system.atomic_numbers.cpu().numpy())
         for k, *of_atoms in zip(numbers.tolist(), *of_systems, strict=True):
-            warning = courses[k].look(first + k, *of_atoms, stop=asked.stop)
+            warning = courses[k].check(first + k, *of_atoms, stop=asked.stop)
             if warning:
                 with bar.external_write_mode():
                     tell(warning)
@@ -346,7 +346,7 @@ def relax_in_batch(
         optimizer=asked.optimizer,
         first=first,
         observe=observe,
-        look=look,
+        should_stop=should_stop,
     )
     positions = ended.system.split(ended.system.positions.cpu())
     for atoms, now in zip(batch, positions, strict=True):
@@ -430,7 +430,7 @@ def relax_one(
             spread = atoms.calc.spread
             course.spread = None if spread is None else _largest(spread["forces"])
             novelty = atoms.calc.novelty
-            if warning := course.look(number, novelty, atoms.numbers, stop=asked.stop):
+            if warning := course.check(number, novelty, atoms.numbers, stop=asked.stop):
                 tell(warning)
             progress(dynamics.nsteps, f"largest force {largest:.4f} eV/Å, energy {energy:.4f} eV")
             if course.stopped:

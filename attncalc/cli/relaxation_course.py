@@ -8,7 +8,7 @@ from typing import Any
 from ase import Atoms
 
 from attncalc.bonds import Bonds, BrokenBond, broken_text
-from attncalc.novelty import OUTSIDE, outsider
+from attncalc.novelty import OUTSIDE, outside_atom
 from attncalc.system import System
 from attncalc.text import counted
 
@@ -56,7 +56,7 @@ class Course:
         """Return True if more steps would continue the relaxation."""
         return not self.has_converged(fmax) and not self.stopped
 
-    def look(self, number: int, novelty: Any, atomic_numbers: Any, *, stop: bool) -> str:
+    def check(self, number: int, novelty: Any, atomic_numbers: Any, *, stop: bool) -> str:
         """Store the novelty; return a warning the first time that an atom is outside, else "".
 
         Args:
@@ -66,7 +66,7 @@ class Course:
             stop: stop the relaxation if an atom is outside.
         """
         self.novelty = None if novelty is None else float(novelty.max())
-        found = outsider(novelty, atomic_numbers)
+        found = outside_atom(novelty, atomic_numbers)
         if found is None:
             return ""
         self.stopped = stop

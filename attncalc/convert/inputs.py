@@ -61,7 +61,7 @@ class Tree:
             raise ValueError(f"{self.file}: array {name!r} contains numbers that are not finite")
         return tensor
 
-    def look(self, name: str) -> Tensor:
+    def peek(self, name: str) -> Tensor:
         """Return a parameter like `take`, but do not count it as used."""
         stored = self.left.get(name)
         found = self.take(name)

@@ -136,7 +136,7 @@ def _arrays(path: Path) -> dict[str, Any]:
 
 def _trained(tree: Tree, species: Sequence[int] | None) -> tuple[int, ...]:
     """Return the elements to keep: those whose learned scale differs from its initial value."""
-    scales = tree.look("observables_0/atomic_scales").reshape(-1).tolist()
+    scales = tree.peek("observables_0/atomic_scales").reshape(-1).tolist()
     trained = tuple(z for z, scale in enumerate(scales) if z > 0 and scale != UNTRAINED)
     if not trained:
         raise ValueError(f"{tree.file}: not one element was trained")

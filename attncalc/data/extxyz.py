@@ -82,7 +82,7 @@ def read_extxyz_in_parts(path: Path, n: int | None, options: ReadOptions) -> Ite
             to_ase = _factors(part, options, _prefix(dataset.labels))
             if to_ase != (of_all := of_all or to_ase):
                 raise ValueError(f"{where}: it has other units than structure 0: convert one")
-            _say_what_is_left_out(part, dataset, said)
+            _warn_left_out(part, dataset, said)
             yield dataset
             if first == 0:
                 units = part[0].info.get("units")
@@ -252,7 +252,7 @@ def from_ase(
 def dataset_of(frames: Sequence[Atoms], options: ReadOptions, source: str) -> Dataset:
     """Return the data set of labelled frames as `from_ase` does, and warn of what is left out."""
     dataset = labelled(frames, options, source)
-    _say_what_is_left_out(frames, dataset, set())
+    _warn_left_out(frames, dataset, set())
     return dataset
 
 
@@ -350,7 +350,7 @@ def _by_element(
     return known or None
 
 
-def _say_what_is_left_out(frames: Sequence[Atoms], dataset: Dataset, said: set[str]) -> None:
+def _warn_left_out(frames: Sequence[Atoms], dataset: Dataset, said: set[str]) -> None:
     """Warn of what is not read: electrons, virials and forces of another name.
 
     Args:

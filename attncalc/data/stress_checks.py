@@ -66,7 +66,11 @@ def stress_mismatch(dataset: Dataset) -> str | None:
     difference = np.array([pair[0] for pair in columns])  # [n_pairs] eV, minus work of the forces
     work = np.stack([pair[1] for pair in columns])  # [n_pairs, 4, 3]
     volume = np.array([pair[2] for pair in columns])
-    return None if not np.abs(difference).sum() > 0 else _told(dataset, difference, work, volume)
+    return (
+        None
+        if not np.abs(difference).sum() > 0
+        else _explanation(dataset, difference, work, volume)
+    )
 
 
 def can_check_stress(dataset: Dataset) -> bool:
@@ -81,7 +85,7 @@ def _all_pairs(dataset: Dataset) -> Iterator[tuple[float, Floats, float]]:
             yield from _pairs(dataset, group)
 
 
-def _told(dataset: Dataset, difference: Floats, work: Floats, volume: Floats) -> str | None:
+def _explanation(dataset: Dataset, difference: Floats, work: Floats, volume: Floats) -> str | None:
     def unexplained(reading: _Reading) -> float:
         shear = work[:, 1:][:, reading.order, np.arange(3)].sum(axis=1)
         done = reading.factor * (work[:, 0].sum(axis=1) + shear)

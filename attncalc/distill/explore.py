@@ -95,7 +95,7 @@ class Pool:
         return cold & (self.times >= min(SETTLING, float(self.times.max()) / 2))
 
 
-class _Look(Callback):
+class _Recorder(Callback):
     """Keeps frames with spread and novelty, and ends a run that leaves the training data."""
 
     def __init__(self, evaluator: Evaluator, shape: Shape, every: int, timestep: float) -> None:
@@ -155,15 +155,15 @@ def explore(
     frames, ended = [], []
     for k, heat in enumerate(HEATS):
         langevin = Langevin(timestep * units.fs, heat * temperature, FRICTION / units.fs)
-        look = _Look(evaluator, shape, every, timestep)
+        recorder = _Recorder(evaluator, shape, every, timestep)
         system = System.from_ase(starts[k % len(starts)])
         try:
             first = langevin.init(evaluator, system, seed=seed * len(HEATS) + k)
-            run(langevin, evaluator, first, n_steps, callbacks=[look])
+            run(langevin, evaluator, first, n_steps, callbacks=[recorder])
         except FloatingPointError as error:
-            look.ended = one_line(error).partition("; ")[0]
-        frames += [(k, *frame) for frame in look.frames]
-        ended.append(look.ended)
+            recorder.ended = one_line(error).partition("; ")[0]
+        frames += [(k, *frame) for frame in recorder.frames]
+        ended.append(recorder.ended)
         tell(1)
     replica, positions, times, spread, novelty = zip(*frames, strict=True)
     return Pool(

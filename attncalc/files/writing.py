@@ -125,13 +125,13 @@ def remove_abandoned(path: Path) -> None:
     for entry, match in found:
         # processes of another computer cannot be checked: go by the age of the file
         abandoned = (
-            not _lives(int(match[2])) if match[1] == _HOST else _age(entry) > ABANDONED_AFTER
+            not _is_alive(int(match[2])) if match[1] == _HOST else _age(entry) > ABANDONED_AFTER
         )
         if abandoned:
             _remove(Path(entry.path))
 
 
-def _lives(process: int) -> bool:
+def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

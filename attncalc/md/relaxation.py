@@ -98,7 +98,7 @@ def relax_batch(
     fixed: Tensor | ArrayLike | None = None,
     first: int = 0,
     observe: Callable[[Tensor, Tensor, Tensor], None] | None = None,
-    look: Callable[[Tensor, System], Tensor | None] | None = None,
+    should_stop: Callable[[Tensor, System], Tensor | None] | None = None,
 ) -> Relaxed:
     """Relax the structures of a batch at fixed cells, until no force exceeds `fmax`.
 
@@ -117,8 +117,8 @@ def relax_batch(
         first: number of the first structure in messages, if they are part of a longer list.
         observe: called before the first and after every step with the numbers of the structures
             still in the batch, their energies [eV] and largest forces [eV/Å].
-        look: called after each `observe` with the same numbers and the structures; returns a mask
-            [n_systems] of those that rest from now on, or None.
+        should_stop: called after each `observe` with the same numbers and the structures; returns a
+            mask [n_systems] of those that rest from now on, or None.
 
     Raises:
         ValueError: `fmax`, `steps` or `optimizer` is invalid, `fixed` is not True or False for each
@@ -144,7 +144,7 @@ def relax_batch(
     numbers = torch.arange(system.n_systems, device=system.device)
     moving = _Moving(system, numbers, held.to(force.device), OPTIMIZERS[optimizer].start(system))
     ended = _Ended(system)
-    told = torch.zeros(system.n_systems, dtype=torch.bool, device=system.device)  # by `look`
+    stopped = torch.zeros(system.n_systems, dtype=torch.bool, device=system.device)
     try:
         force.renew(system)
         for step in range(steps + 1):
@@ -158,9 +158,10 @@ def relax_batch(
             if observe is not None:
                 observe(moving.numbers, result.energy, largest)
             rests = largest <= fmax
-            if look is not None and (stopped := look(moving.numbers, moving.system)) is not None:
-                told[moving.numbers] |= stopped.to(told.device)
-            rests = rests | told[moving.numbers]
+            end = None if should_stop is None else should_stop(moving.numbers, moving.system)
+            if end is not None:
+                stopped[moving.numbers] |= end.to(stopped.device)
+            rests = rests | stopped[moving.numbers]
             if step == steps or bool(rests.all()):
                 break
             if int(rests.sum()) > IDLE * moving.system.n_systems:

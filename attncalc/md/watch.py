@@ -15,7 +15,7 @@ from attncalc.md.force import Force
 from attncalc.md.integrator import Column, Integrator
 from attncalc.md.log_file import NOVELTY
 from attncalc.md.state import MDState
-from attncalc.novelty import outsider
+from attncalc.novelty import outside_atom
 from attncalc.ops import segment_max
 from attncalc.system import System
 
@@ -70,7 +70,7 @@ class Watch(Callback):
         if self._knowing is None or self._told:
             return
         novelty, system = self._knowing.novelty(state.system), state.system
-        found = outsider(novelty, system.atomic_numbers.cpu().numpy())
+        found = outside_atom(novelty, system.atomic_numbers.cpu().numpy())
         if found is None:
             return
         self._told, self.stops = True, self._stop

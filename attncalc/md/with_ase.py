@@ -28,7 +28,7 @@ from attncalc.md.log_file import COLUMNS, NOVELTY, SPREAD, LogSummary, line
 from attncalc.md.settings import Settings
 from attncalc.md.velocities import Thermometer, runaway, stop_fixed
 from attncalc.md.watch import EVERY, sentence
-from attncalc.novelty import outsider
+from attncalc.novelty import outside_atom
 from attncalc.signals import finished_before_ctrl_c
 from attncalc.system import System
 
@@ -114,7 +114,7 @@ def run_with_ase(
             ends = dynamics.nsteps == settings.n_steps
             has_frame = ends or not dynamics.nsteps % settings.every
             if not told and (has_frame or not dynamics.nsteps % look_every):
-                found = outsider(getattr(atoms.calc, "novelty", None), atoms.numbers)
+                found = outside_atom(getattr(atoms.calc, "novelty", None), atoms.numbers)
                 told, ends = found is not None, ends or (stop and found is not None)
                 if found is not None and tell is not None:
                     tell(sentence(dynamics.nsteps, settings.timestep, found))

@@ -1,16 +1,16 @@
 """Novelty: how far atoms are outside the environments that a model was trained on."""
 
-from attncalc.novelty.environments import Environments, Surroundings
-from attncalc.novelty.fit import Sample, fit, strays_of
-from attncalc.novelty.messages import OUTSIDE, Outsider, outsider
+from attncalc.novelty.environments import Environments, NoveltyInputs
+from attncalc.novelty.fit import Sample, fit, outliers_of
+from attncalc.novelty.messages import OUTSIDE, OutsideAtom, outside_atom
 
 __all__ = [
     "OUTSIDE",
     "Environments",
-    "Outsider",
+    "NoveltyInputs",
+    "OutsideAtom",
     "Sample",
-    "Surroundings",
     "fit",
-    "outsider",
-    "strays_of",
+    "outliers_of",
+    "outside_atom",
 ]

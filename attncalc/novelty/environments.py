@@ -95,11 +95,11 @@ class Environments:
             return novelty
         edges = graph.vectors, graph.receivers, graph.senders, graph.edge_mask
         known = self.mean, self.whiten, self.centres, self.closest
-        loops.look(features, *known, MARGIN, *edges, species, novelty)
+        loops.update_novelty(features, *known, MARGIN, *edges, species, novelty)
         return novelty
 
     def _look(self, features: Floats, graph: GraphArrays, out: NDArray[np.float64]) -> None:
-        """Compute the same as `attncalc.novelty.loop.look`, up to rounding, by numpy."""
+        """Compute the same as `attncalc.novelty.loop.update_novelty`, up to rounding, by numpy."""
         species, i, mask = graph.species, graph.receivers, graph.edge_mask
         for s in np.unique(species) if len(features) else ():
             of_kind = species == s
@@ -111,7 +111,7 @@ class Environments:
         np.maximum.at(out, i[mask], closer[mask])
 
 
-class Surroundings(NamedTuple):
+class NoveltyInputs(NamedTuple):
     """Inputs of the novelty of some atoms, which is computed on demand.
 
     Attributes:

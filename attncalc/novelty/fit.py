@@ -31,7 +31,7 @@ MANY, NEW_INSIDE = 100, 0.995
 # edge of a small data set. Measured: up to 4 in sets of molecules and of silicon, 12 in one with
 # copies, up to 28 in crystals of a few atoms, 47 with dissociated molecules, above 200 with one
 # bond of 0.6 Å
-STRAY, MOST_STRAY, FEWEST_WITH_STRAYS = 50.0, 0.02, 20
+OUTLIER, MOST_OUTLIERS, FEWEST_WITH_OUTLIERS = 50.0, 0.02, 20
 LEAST_EDGE = 0.1  # standard deviations
 MOST_COMPONENTS_OF_MANY = 48
 # centres of an element, atoms for each centre at least, and bytes of all centres in a model file;
@@ -72,13 +72,13 @@ class Sample:
         return bool(1 / (shares**2).sum() >= MANY)
 
 
-def strays_of(sample: Sample) -> list[int]:
+def outliers_of(sample: Sample) -> list[int]:
     """Return numbers of structures that are far from all others, such as broken ones.
 
     Their largest distance from the atoms of the same element in other structures, as in `fit`, is
-    more than `STRAY` times the median of the structures, of `FEWEST_WITH_STRAYS` or more. Several
-    that are together more than `MOST_STRAY` of the structures are a part of the data, and with many
-    compositions the edge does not depend on single structures: then there are none.
+    more than `OUTLIER` times the median of the structures, of `FEWEST_WITH_OUTLIERS` or more.
+    Several that are together more than `MOST_OUTLIERS` of the structures are a part of the data,
+    and with many compositions the edge does not depend on single structures: then there are none.
 
     Args:
         sample: of one structure or more.
@@ -92,12 +92,12 @@ def strays_of(sample: Sample) -> list[int]:
     for s in np.unique(sample.species):
         of_kind = sample.species == s
         structure = sample.structure[of_kind]
-        if len(np.unique(structure)) < FEWEST_WITH_STRAYS:
+        if len(np.unique(structure)) < FEWEST_WITH_OUTLIERS:
             continue
         features = sample.features[of_kind].astype(np.float64)
         largest = largest_of(_held_out(features, fold[structure], n, 1), structure)
-        found |= set(np.unique(structure)[largest > STRAY * np.median(largest)].tolist())
-    return sorted(found) if len(found) <= max(1, MOST_STRAY * n_structures) else []
+        found |= set(np.unique(structure)[largest > OUTLIER * np.median(largest)].tolist())
+    return sorted(found) if len(found) <= max(1, MOST_OUTLIERS * n_structures) else []
 
 
 def fit(sample: Sample) -> Environments:

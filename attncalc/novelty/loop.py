@@ -8,7 +8,7 @@ from attncalc.compiled import compiled_loop
 
 
 @compiled_loop()
-def look(
+def update_novelty(
     features,
     mean,
     whiten,

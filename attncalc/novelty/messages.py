@@ -14,7 +14,7 @@ OUTSIDE = 1.0
 OUTSIDE_TEXT = "outside the training data"
 
 
-class Outsider(NamedTuple):
+class OutsideAtom(NamedTuple):
     """Atom of the largest novelty, if it is outside the training environments.
 
     Attributes:
@@ -37,9 +37,9 @@ class Outsider(NamedTuple):
         )
 
 
-def outsider(
+def outside_atom(
     novelty: NDArray[np.float64] | None, atomic_numbers: Sequence[int] | NDArray[np.int64]
-) -> Outsider | None:
+) -> OutsideAtom | None:
     """Find the atom that is furthest outside; None if all are inside, or novelty is not known.
 
     Args:
@@ -52,4 +52,4 @@ def outsider(
     value = float(novelty[atom])
     if value <= OUTSIDE:  # NaN is not
         return None
-    return Outsider(atom, chemical_symbols[int(atomic_numbers[atom])], value)
+    return OutsideAtom(atom, chemical_symbols[int(atomic_numbers[atom])], value)

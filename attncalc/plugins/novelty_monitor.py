@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attncalc.calculator import LOOK_EVERY
-from attncalc.novelty import outsider
+from attncalc.novelty import outside_atom
 from attncalc.result import Result
 from attncalc.system import System
 
@@ -48,7 +48,7 @@ class NoveltyMonitor:
         found = None
         if system is not None and result is not None and result.novelty is not None:
             n = None if ids is None else len(ids)
-            found = outsider(result.novelty[:n], system.atomic_numbers[:n].cpu().numpy())
+            found = outside_atom(result.novelty[:n], system.atomic_numbers[:n].cpu().numpy())
         if found is not None and ids is not None:
             found = found._replace(atom=int(ids[found.atom]))
         if self._comm is not None:

@@ -35,7 +35,7 @@ _OF_ONE = (ValueError, RuntimeError, MemoryError)
 # eV/Å; structures with larger forces are not used for training
 LARGEST_FORCE = 25.0
 # electrons that a calculator assumes by default
-_UNTOLD = {"charge": 0, "multiplicity": 1}
+_DEFAULTS = {"charge": 0, "multiplicity": 1}
 
 
 @dataclass(frozen=True)
@@ -306,8 +306,8 @@ class CalculatorOracle:
         try:
             found = importlib.import_module(module)
             self._make: Callable[..., Any] = getattr(found, attribute)
-            self._told = _told(self._make)
-            neutral = self._calculator(_UNTOLD)
+            self._settable = _settable(self._make)
+            neutral = self._calculator(_DEFAULTS)
         except (AttributeError, ImportError) as error:
             raise ImportError(f"--oracle {name}: {error}") from None
         except TypeError as error:  # not callable, or other arguments are needed
@@ -325,7 +325,7 @@ class CalculatorOracle:
         self.teacher = f"{name}, SHA-256 of the module {digest}"
         self.caution = (
             ""
-            if "charge" in self._told
+            if "charge" in self._settable
             else f"{name} has no parameter `charge`: charged structures will be refused"
         )
 
@@ -336,7 +336,7 @@ class CalculatorOracle:
     def _label(self, atoms: Atoms) -> Labels | str:
         electrons = {"charge": atoms.info["charge"], "multiplicity": atoms.info["spin"]}
         for name, value in electrons.items():
-            if value != _UNTOLD[name] and name not in self._told:
+            if value != _DEFAULTS[name] and name not in self._settable:
                 return f"{name} not told to the calculator"
         try:
             atoms.set_constraint()  # otherwise forces on fixed atoms would be zero
@@ -355,7 +355,7 @@ class CalculatorOracle:
 
     def _calculator(self, electrons: Mapping[str, int]) -> Any:
         """Return the calculator for a charge and a multiplicity, made when it is first needed."""
-        told = {name: electrons[name] for name in self._told}
+        told = {name: electrons[name] for name in self._settable}
         key = tuple(told.values())
         if key not in self._calculators:
             self._calculators[key] = self._make(**told)
@@ -380,8 +380,8 @@ def _labels_of(atoms: Atoms, energy: float, forces: Any) -> Labels:
     return Labels(energy, forces, **others)
 
 
-def _told(make: Callable[..., Any]) -> tuple[str, ...]:
+def _settable(make: Callable[..., Any]) -> tuple[str, ...]:
     """Return which of charge and multiplicity are parameters of a callable, `**kwargs` excluded."""
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(make).parameters
-    return tuple(k for k in _UNTOLD if k in parameters and parameters[k].kind in by_name)
+    return tuple(k for k in _DEFAULTS if k in parameters and parameters[k].kind in by_name)

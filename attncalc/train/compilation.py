@@ -25,7 +25,7 @@ from attncalc.train.step import Batch, Loss, Step, compiled, trace, traced_step
 # the second process gives way to the training
 NICENESS = 10
 # s between two checks of the second process that the first one still runs
-SECONDS_BETWEEN_LOOKS = 2.0
+POLL_INTERVAL = 2.0
 
 
 def compiled_step(potential: Potential, weights: Loss, examples: Sequence[Batch]) -> Step:
@@ -119,7 +119,7 @@ def _fill_cache() -> None:
 
     def end_with_parent() -> None:
         while os.getppid() == parent:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(POLL_INTERVAL)
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=end_with_parent, daemon=True).start()

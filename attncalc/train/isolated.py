@@ -111,7 +111,7 @@ def _is_plausible(bound: float | None) -> bool:
     return bound is None or PLAUSIBLE[0] < bound < PLAUSIBLE[1]
 
 
-def say_isolated(isolated: Dataset | None, training: Dataset, potential: Potential) -> None:
+def print_isolated(isolated: Dataset | None, training: Dataset, potential: Potential) -> None:
     """Log which isolated atoms are trained on, or that their energies do not match the labels.
 
     Args:

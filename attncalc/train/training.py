@@ -48,7 +48,7 @@ from attncalc.train.isolated import (
     energies_of_isolated,
     errors_of_isolated,
     isolated_atoms,
-    say_isolated,
+    print_isolated,
 )
 from attncalc.train.loop import Done, read_done, train_loop
 from attncalc.train.module import TrainingModule, loss_of
@@ -176,7 +176,7 @@ def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
     dataset, parts = _read(recipe)
     sample = data.sample(dataset)  # of all structures: more of them are close to each other
     _require_matching_units(recipe, sample)
-    _say_what_is_not_known(recipe, sample)
+    _warn_unknown(recipe, sample)
     if recipe.test_data is not None and parts[2] is not None:
         _require_matching_units(recipe, data.sample(parts[2]))
     _warn_of_near_copies(recipe, dataset, recipe.test_data is None and parts[2] is not None)
@@ -356,9 +356,9 @@ def _fit(
         potential.environments = None  # they belong to other weights
         potential = potential.to(processes.device)
         if processes.is_first:
-            _say_what_is_trained(potential, recipe, processes, output)
+            _print_network(potential, recipe, processes, output)
             are_known = _energies_are_known(recipe, training)
-            _say_reference_energies(potential, training, are_known=are_known)
+            _print_reference_energies(potential, training, are_known=are_known)
         reach = margin(recipe.denoising) if recipe.denoising else 0.0
         options: dict[str, Any] = {
             "long_range": potential.long_range_for,
@@ -370,7 +370,7 @@ def _fit(
         batches = samples(training, potential.cutoff, potential.species, margin=reach, **options)
         isolated = isolated_atoms(recipe, training)
         if processes.is_first and not recipe.baseline:
-            say_isolated(isolated, training, potential)
+            print_isolated(isolated, training, potential)
         if isolated is not None:
             alone = samples(isolated, potential.cutoff, potential.species, **options)
             both: Any = [batches, alone]  # sequences are data sets for PyTorch, not for its types
@@ -382,7 +382,7 @@ def _fit(
             recipe = dataclasses.replace(recipe, epochs=n_epochs)
         module = TrainingModule(potential, recipe, n_steps(sizes, recipe), processes)
         if processes.is_first:
-            _say_the_plan(recipe, module.n_steps, seconds, done)
+            _print_plan(recipe, module.n_steps, seconds, done)
         checked = samples(validation, potential.cutoff, potential.species, **options)
     if recipe.minutes is not None:  # clocks of processes differ
         module.plan(processes.from_first(lambda: module.n_epochs))
@@ -409,7 +409,7 @@ def _fit(
     return Training(load(model), model, module.history)
 
 
-def _say_the_plan(recipe: Recipe, n_steps: int, per_epoch: float, done: Done) -> None:
+def _print_plan(recipe: Recipe, n_steps: int, per_epoch: float, done: Done) -> None:
     per_step = f"{recipe.batch_size} structures"
     if recipe.batch_edges is not None:
         per_step = f"{recipe.batch_edges:,} edges"
@@ -455,7 +455,7 @@ def _begun(recipe: Recipe, output: Path) -> tuple[bool, Done]:
     """Return whether the run has a model to continue from, and what it has done."""
     for unfinished in output.glob(".*.part"):  # left by a run that was killed while writing
         unfinished.unlink()
-    return _goes_on(recipe, output), read_done(output / "last.ckpt")
+    return _is_resumed(recipe, output), read_done(output / "last.ckpt")
 
 
 def _fit_committee(
@@ -476,7 +476,7 @@ def _fit_committee(
     return Training(load(model), model, history)
 
 
-def _goes_on(recipe: Recipe, output: Path) -> bool:
+def _is_resumed(recipe: Recipe, output: Path) -> bool:
     """Return True if there are model and checkpoint to continue from."""
     return (output / f"{recipe.name}.safetensors").exists() and (output / "last.ckpt").exists()
 
@@ -493,7 +493,7 @@ def _check(
     processes.check(recipe)
     known, are_known = set(elements_of(training)), _energies_are_known(recipe, training)
     if processes.is_first:
-        _say_what_there_is(training, validation, test)
+        _print_data(training, validation, test)
         if repeated := describe_repeated(count_repeated(training, validation, test)):
             log.warning("%s: %s", training.source, repeated)
     for role, dataset in (("training", training), ("validation", validation), ("test", test)):
@@ -555,7 +555,7 @@ def _check(
         except ValueError as error:
             remark = str(error).removeprefix(f"{dataset.source}: ")
             raise ValueError(f"{where}: {remark}") from None
-    if not _goes_on(recipe, output):  # else the starting model may be gone
+    if not _is_resumed(recipe, output):  # else the starting model may be gone
         check_start(recipe, training)
         _check_periodicity(recipe, (training, validation))
 
@@ -600,7 +600,7 @@ def _check_periodicity(recipe: Recipe, parts: Sequence[Dataset]) -> None:
         )
 
 
-def _say_what_there_is(training: Dataset, validation: Dataset, test: Dataset | None) -> None:
+def _print_data(training: Dataset, validation: Dataset, test: Dataset | None) -> None:
     sizes = {len(atoms) for atoms in training.structures} or {0}
     atoms = str(min(sizes)) if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
     log.info(
@@ -614,7 +614,7 @@ def _say_what_there_is(training: Dataset, validation: Dataset, test: Dataset | N
     )
 
 
-def _say_what_is_trained(
+def _print_network(
     potential: Potential, recipe: Recipe, processes: Processes, output: Path
 ) -> None:
     where = f"{processes.n} processes on {processes.device.type}" if processes.n > 1 else ""
@@ -634,7 +634,7 @@ def _say_what_is_trained(
         )
 
 
-def _say_reference_energies(potential: Potential, training: Dataset, *, are_known: bool) -> None:
+def _print_reference_energies(potential: Potential, training: Dataset, *, are_known: bool) -> None:
     energies = zip(potential.species, potential.reference_energies.tolist(), strict=True)
     log.info(
         "reference energies: %s%s",
@@ -653,7 +653,7 @@ def _require_matching_units(recipe: Recipe, dataset: Dataset) -> None:
         raise ValueError(f"{what} (or train without them: stress_weight: 0)")
 
 
-def _say_what_is_not_known(recipe: Recipe, dataset: Dataset) -> None:
+def _warn_unknown(recipe: Recipe, dataset: Dataset) -> None:
     found = data.work_ratio(dataset)
     if what := data.label_mismatch(dataset):
         log.warning("%s", what)

@@ -111,7 +111,7 @@ def _nearest(atoms: Atoms) -> float:
     return float((atoms.get_all_distances() + 10 * np.eye(len(atoms))).min())
 
 
-def look(
+def update_novelty(
     potential: Potential, one_cloud: Any, teacher: Potential, structures: list[Atoms]
 ) -> Seen:
     """Compare forces, and compute both novelties."""

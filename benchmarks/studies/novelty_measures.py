@@ -46,7 +46,7 @@ class Seen:
     off: Floats
 
 
-def look(potential: Potential, structures: Sequence[Atoms], forces: Sequence[Any]) -> Seen:
+def update_novelty(potential: Potential, structures: Sequence[Atoms], forces: Sequence[Any]) -> Seen:
     """Return features, hidden layer and force errors of the plain network."""
     seen: list[Floats] = []
     network: Any = potential.network

@@ -325,7 +325,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     """Shards, in the process of a worker."""
     monkeypatch.setattr(workers, "GRACE", 0.0)
     monkeypatch.setattr(cluster, "_solvers", {})
-    monkeypatch.setattr(cluster, "_note_an_orderly_end", lambda: None)
+    monkeypatch.setattr(cluster, "_note_graceful_shutdown", lambda: None)
     monkeypatch.setattr(cluster, "_address_here", lambda: "here")
     write_for_teacher()
     return Work(find_shards(Path("many.xyz"), SIZE), Path("out.xyz").absolute())
@@ -370,7 +370,7 @@ def test_who_is_told_to_end_removes_its_notes(work, monkeypatch):
 
     def told(self: Copying, frames: Sequence[Frame], first: int) -> list[Outcome]:
         assert work.file(0, ".at").read_text() == "run"
-        cluster._OrderlyEnd().teardown(None)
+        cluster._GracefulShutdown().teardown(None)
         assert not work.file(0, ".at").exists()
         return [(None, {"error": "ended"}) for _ in frames]
 

@@ -225,11 +225,11 @@ def test_a_structure_that_is_told_to_rest_stays(forces: Evaluator) -> None:
     starts = System.from_ase(rattled())
     calls = []
 
-    def look(numbers: torch.Tensor, system: System) -> torch.Tensor | None:
+    def should_stop(numbers: torch.Tensor, system: System) -> torch.Tensor | None:
         calls.append(len(numbers))
         return numbers == 5 if len(calls) == 1 else None
 
-    relaxed = md.relax_batch(forces, starts, look=look)
+    relaxed = md.relax_batch(forces, starts, should_stop=should_stop)
     of_last = starts.system_idx == 5
     assert torch.equal(relaxed.system.positions[of_last], starts.positions[of_last])
     assert relaxed.largest_force[5] > 0.01

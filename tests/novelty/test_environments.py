@@ -26,7 +26,7 @@ from attncalc.calibrate import (
 from attncalc.fast import lower
 from attncalc.graph import GraphArrays
 from attncalc.nn.so3krates import So3krates
-from attncalc.novelty import Sample, environments, fit, loop, outsider, strays_of
+from attncalc.novelty import Sample, environments, fit, loop, outliers_of, outside_atom
 from attncalc.novelty.environments import MARGIN, NEVER_SEEN
 from attncalc.potential import Committee, Potential, evaluate
 from attncalc.result import Result
@@ -200,9 +200,9 @@ def test_nothing_is_computed_before_somebody_asks(
     potential: Potential, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    look = loop.look
-    counted = lambda *arguments: (calls.append(1), look(*arguments))  # noqa: E731
-    monkeypatch.setattr(loop, "look", counted)
+    unchanged = loop.update_novelty
+    counted = lambda *arguments: (calls.append(1), unchanged(*arguments))  # noqa: E731
+    monkeypatch.setattr(loop, "update_novelty", counted)
     calculator = Evaluator(potential)
     result = calculator(System.from_ase(ethanol()))
     assert not calls
@@ -308,7 +308,7 @@ def test_features_that_are_not_numbers_are_outside(
     features[0] = known.mean[0]
     novelty = novelty_of_features(known, features)
     assert np.isnan(novelty).tolist() == [False, True]
-    found = outsider(novelty, [6, 8])
+    found = outside_atom(novelty, [6, 8])
     assert found is not None
     assert str(found).startswith("outside the training data: atom 1 (O) has novelty nan")
 
@@ -410,7 +410,7 @@ def test_an_element_in_few_structures_has_no_strays() -> None:
     closest = np.ones((2, 2))
     for far, expected in ((42, []), (7, [7])):
         features[far] += 1e4
-        assert strays_of(Sample(species, structure, features, closest)) == expected
+        assert outliers_of(Sample(species, structure, features, closest)) == expected
 
 
 def test_several_strays_are_a_part_of_the_data() -> None:
@@ -419,7 +419,7 @@ def test_several_strays_are_a_part_of_the_data() -> None:
     zeros, structure, closest = np.zeros(100, int), np.arange(100), np.ones((1, 1))
     for way, (far, expected) in enumerate(((7, [7]), (42, [7, 42]), (77, []))):
         features[far, way] += 1e4
-        assert strays_of(Sample(zeros, structure, features, closest)) == expected
+        assert outliers_of(Sample(zeros, structure, features, closest)) == expected
 
 
 def test_equal_structures_count_once() -> None:

@@ -15,7 +15,7 @@ from taught import taught, untaught
 
 from attncalc import AttnCalculator
 from attncalc.evaluator import Evaluator
-from attncalc.novelty.messages import Outsider
+from attncalc.novelty.messages import OutsideAtom
 from attncalc.potential import Potential
 from attncalc.result import Result
 from attncalc.system import System
@@ -85,8 +85,8 @@ def test_every_new_molecule_is_looked_at_where_a_look_is_expensive(
 
 
 def test_a_novelty_that_is_rounded_to_the_edge() -> None:
-    assert "has novelty just above 1, 1 is the edge" in str(Outsider(3, "H", 1.0006))
-    assert "has novelty 1.01, 1 is the edge" in str(Outsider(3, "H", 1.009))
+    assert "has novelty just above 1, 1 is the edge" in str(OutsideAtom(3, "H", 1.0006))
+    assert "has novelty 1.01, 1 is the edge" in str(OutsideAtom(3, "H", 1.009))
 
 
 def test_the_calculator_is_silent_inside(potential: Potential) -> None:

@@ -193,7 +193,7 @@ def test_the_second_process_ends_with_the_first(tmp_path):
     script = f"""
 import os, pathlib, time
 from attncalc.train import compilation
-compilation.SECONDS_BETWEEN_LOOKS = 0.1
+compilation.POLL_INTERVAL = 0.1
 
 class Compiles:  # when it is read: starts another program, and waits for it
     def __reduce__(self):

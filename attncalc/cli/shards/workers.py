@@ -22,7 +22,7 @@ from attncalc.files import FileLock, write_atomically
 from attncalc.text import EXPECTED, one_line
 
 # s between two checks of the processes, and of the shards that other commands have done
-PAUSE, LOOK = 0.2, 5.0
+PAUSE, RECHECK = 0.2, 5.0
 # s after the death of a process in which this one is killed too, if all are
 GRACE = 1.0
 # processes that may die at a shard before it is given up
@@ -94,7 +94,7 @@ def _rounds(
     job: Job, work: Work, mine: Sequence[int], pool: list[_Worker], workers: int, left: set[int]
 ) -> Iterator[set[int]]:
     """Process shards by processes, which join the pool; yield repeatedly the shards left."""
-    look = time.monotonic() + LOOK
+    next_check = time.monotonic() + RECHECK
     pool += [_Worker(job, work, mine) for _ in range(min(workers, len(left)))]
     goes_on = True
     while goes_on:
@@ -112,9 +112,9 @@ def _rounds(
                     count_attempt(work, shard, worker.bug) <= ATTEMPTS
                 ):  # otherwise processes die even when they give it up
                     pool[k], goes_on = _Worker(job, work, mine), True
-        if (began := time.monotonic()) > look:  # shards that other commands have done
+        if (began := time.monotonic()) > next_check:  # shards that other commands have done
             left.intersection_update(work.not_done(sorted(left)))
-            look = time.monotonic() + max(LOOK, 20 * (time.monotonic() - began))
+            next_check = time.monotonic() + max(RECHECK, 20 * (time.monotonic() - began))
         yield left
 
 

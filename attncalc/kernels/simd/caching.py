@@ -22,14 +22,14 @@ from numba import int64
 from numba.core import codegen
 from numba.extending import register_jitable
 
-from attncalc.compiled import Loop, cacheable, compiled_loop, say_that_loops_are_compiled
+from attncalc.compiled import Loop, announce_loops, cacheable, compiled_loop
 from attncalc.files.file_lock import lock
 from attncalc.kernels.simd.loops import FASTMATH
 
 log = logging.getLogger(__name__)
 
 # s between two checks of a process that waits for another one's compilation
-SECONDS_BETWEEN_LOOKS = 0.2
+POLL_INTERVAL = 0.2
 # code of a process that compiles; it reads what its parent writes
 # without the collector, which takes a sixth of the time and finds nothing to free
 CHILD = """
@@ -99,7 +99,7 @@ def _compile_in_turn(loop: Any, compile_it: Callable[[Any], Any]) -> None:
 
     def keep(signature: Any) -> None:
         if not _is_kept(loop, signature):
-            say_that_loops_are_compiled()
+            announce_loops()
             with _in_turn(Path(loop.stats.cache_path) / f"{loop.py_func.__qualname__}.lock"):
                 if not _is_kept(loop, signature):
                     compile_it(signature)
@@ -152,7 +152,7 @@ def _in_turn(file: Path) -> Iterator[None]:
         return
     try:
         while not lock(number):
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(POLL_INTERVAL)
         yield
     finally:
         os.close(number)

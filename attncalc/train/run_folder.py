@@ -231,3 +231,8 @@ def _refuse_other_recipe(output: Path, ours: Mapping[str, Any], theirs: Mapping[
             "choose another output folder (its recipe may start_from this one), or remove this "
             "one to start again"
         )
+
+
+def is_resumed(recipe: Recipe, output: Path) -> bool:
+    """Return True if there are model and checkpoint to continue from."""
+    return (output / f"{recipe.name}.safetensors").exists() and (output / "last.ckpt").exists()

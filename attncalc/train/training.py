@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from ase.data import chemical_symbols
 from torch.utils.data import ConcatDataset
-from tqdm import tqdm
 
 from attncalc import data
 from attncalc.calibrate import calibrate, some_of
@@ -23,26 +21,23 @@ from attncalc.data.errors import Errors
 from attncalc.data.fingerprints import count_known, count_repeated, fingerprints
 from attncalc.data.readers import require_one_unit
 from attncalc.data.statistics import (
-    determines_each_element,
     electrons,
-    elements_of,
-    undetermined,
     with_possible_stress,
-    without_volume,
 )
 from attncalc.data.streamed import errors_of
-from attncalc.data.stress_checks import can_check_stress
-from attncalc.fast import unfit_widths
 from attncalc.files import write_atomically
-from attncalc.model_file import NETWORKS, header, load, model_name, origin, save
-from attncalc.physics.pair_term import of_all_pairs
+from attncalc.model_file import load, model_name, origin, save
 from attncalc.potential import Committee, Potential
-from attncalc.structures import check_system
-from attncalc.system import System
-from attncalc.text import counted
 from attncalc.train.batches import join, samples, sizes_of, to_device
 from attncalc.train.callbacks import LearningCurve, write_table
-from attncalc.train.card import card, describe_repeated
+from attncalc.train.card import card
+from attncalc.train.data_checks import (
+    check_data,
+    energies_are_known,
+    require_matching_units,
+    warn_of_near_copies,
+    warn_unchecked,
+)
 from attncalc.train.denoising import denoising_step, margin, with_denoising
 from attncalc.train.isolated import (
     energies_of_isolated,
@@ -51,15 +46,15 @@ from attncalc.train.isolated import (
     print_isolated,
 )
 from attncalc.train.loop import Done, read_done, train_loop
+from attncalc.train.messages import print_network, print_plan, print_reference_energies
 from attncalc.train.module import TrainingModule, loss_of
 from attncalc.train.order import Sizes, n_steps, typical
 from attncalc.train.processes import Processes, connect
-from attncalc.train.recipe import OUTPUT_WEIGHTS, Recipe
+from attncalc.train.recipe import Recipe
 from attncalc.train.reproducible import ordered_sums
-from attncalc.train.run_folder import MARK, checksum, locked_folder, remembered
+from attncalc.train.run_folder import MARK, checksum, is_resumed, locked_folder, remembered
 from attncalc.train.select_step import select_step
 from attncalc.train.start import (
-    check_start,
     new_potential,
     on_the_labels,
 )
@@ -72,8 +67,6 @@ from attncalc.train.time_budget import (
 
 log = logging.getLogger(__name__)
 
-# Å, of searches that only refuse atoms on top of each other, as they do with any cutoff
-ANY_CUTOFF = 0.1
 # prefix of the folder name of a committee's member
 MEMBER = "member-"
 
@@ -136,7 +129,7 @@ def run(
             if member is not None:
                 output, recipe = output / f"{MEMBER}{member}", recipe.member(member)
             recipe = _suited(recipe, training, processes)
-            _check(recipe, processes, output, training, validation, test)
+            check_data(recipe, processes, output, training, validation, test)
         with locked_folder(output, recipe, training, validation, processes, test):
             done = _fit(recipe, training, validation, output, processes)
             if not processes.is_first:
@@ -175,44 +168,12 @@ def read_split(recipe: Recipe) -> tuple[Dataset, Dataset, Dataset | None]:
     """Read training, validation and test set of a recipe; the test set may be None."""
     dataset, parts = _read(recipe)
     sample = data.sample(dataset)  # of all structures: more of them are close to each other
-    _require_matching_units(recipe, sample)
-    _warn_unknown(recipe, sample)
+    require_matching_units(recipe, sample)
+    warn_unchecked(recipe, sample)
     if recipe.test_data is not None and parts[2] is not None:
-        _require_matching_units(recipe, data.sample(parts[2]))
-    _warn_of_near_copies(recipe, dataset, recipe.test_data is None and parts[2] is not None)
+        require_matching_units(recipe, data.sample(parts[2]))
+    warn_of_near_copies(recipe, dataset, recipe.test_data is None and parts[2] is not None)
     return parts
-
-
-def _warn_of_near_copies(recipe: Recipe, dataset: Dataset, has_test: bool) -> None:
-    """Warn if frames of a trajectory are drawn at random.
-
-    Args:
-        recipe: the recipe.
-        dataset: all structures of its data file.
-        has_test: whether a test set is drawn from them.
-    """
-    sizes = recipe.split.get("sizes")
-    if not recipe.split.get("shuffle", sizes is not None):
-        return
-    if sizes is None:
-        dataset = dataset[dataset.splits[recipe.split.get("train", "train_01")]]
-    found = data.near_copies(dataset)
-    if found is None:
-        return
-    if sizes is None:
-        remedy = "leave out shuffle"
-    else:
-        remedy = f"split: {{sizes: [{', '.join(map(str, sizes))}], shuffle: false}}"
-    log.warning(
-        "%s: successive structures are near copies, as in a trajectory: distances change by %.3f Å "
-        "from one to the next, by %.2f Å to others. Those drawn at random for validation%s are "
-        "copies of training structures, and their errors too small: take them in order (%s), or "
-        "whole trajectories",
-        dataset.source,
-        *found,
-        " and test" if has_test and sizes is not None else "",
-        remedy,
-    )
 
 
 def _read(
@@ -319,8 +280,8 @@ def fit(
     processes = connect()
     with processes.together():
         recipe = _suited(_with_start(recipe, output), training, processes)
-        _check(recipe, processes, output, training, validation)
-        _require_matching_units(recipe, data.sample(training))
+        check_data(recipe, processes, output, training, validation)
+        require_matching_units(recipe, data.sample(training))
     with locked_folder(output, recipe, training, validation, processes):
         return _fit(recipe, training, validation, output, processes)
 
@@ -356,9 +317,9 @@ def _fit(
         potential.environments = None  # they belong to other weights
         potential = potential.to(processes.device)
         if processes.is_first:
-            _print_network(potential, recipe, processes, output)
-            are_known = _energies_are_known(recipe, training)
-            _print_reference_energies(potential, training, are_known=are_known)
+            print_network(potential, recipe, processes, output)
+            are_known = energies_are_known(recipe, training)
+            print_reference_energies(potential, training, are_known=are_known)
         reach = margin(recipe.denoising) if recipe.denoising else 0.0
         options: dict[str, Any] = {
             "long_range": potential.long_range_for,
@@ -382,7 +343,7 @@ def _fit(
             recipe = dataclasses.replace(recipe, epochs=n_epochs)
         module = TrainingModule(potential, recipe, n_steps(sizes, recipe), processes)
         if processes.is_first:
-            _print_plan(recipe, module.n_steps, seconds, done)
+            print_plan(recipe, module.n_steps, seconds, done)
         checked = samples(validation, potential.cutoff, potential.species, **options)
     if recipe.minutes is not None:  # clocks of processes differ
         module.plan(processes.from_first(lambda: module.n_epochs))
@@ -407,20 +368,6 @@ def _fit(
     # the other processes read the file only after it is written
     processes.from_first(lambda: _complete(model, recipe, training, validation))
     return Training(load(model), model, module.history)
-
-
-def _print_plan(recipe: Recipe, n_steps: int, per_epoch: float, done: Done) -> None:
-    per_step = f"{recipe.batch_size} structures"
-    if recipe.batch_edges is not None:
-        per_step = f"{recipe.batch_edges:,} edges"
-    left = per_epoch * (recipe.epochs - len(done.history))
-    log.info(
-        "%s%d epochs, %d steps of %s in all, %d epochs%s are done; %s by steps as the first ones",
-        "" if recipe.minutes is None else f"{recipe.minutes:g} minutes, so about ",
-        *(recipe.epochs, n_steps, per_step, len(done.history)),
-        done.and_steps,
-        tqdm.format_interval(left),
-    )
 
 
 def _seconds_per_epoch(
@@ -455,7 +402,7 @@ def _begun(recipe: Recipe, output: Path) -> tuple[bool, Done]:
     """Return whether the run has a model to continue from, and what it has done."""
     for unfinished in output.glob(".*.part"):  # left by a run that was killed while writing
         unfinished.unlink()
-    return _is_resumed(recipe, output), read_done(output / "last.ckpt")
+    return is_resumed(recipe, output), read_done(output / "last.ckpt")
 
 
 def _fit_committee(
@@ -474,227 +421,6 @@ def _fit_committee(
     potential = Committee(members)
     processes.from_first(lambda: save(potential, model))
     return Training(load(model), model, history)
-
-
-def _is_resumed(recipe: Recipe, output: Path) -> bool:
-    """Return True if there are model and checkpoint to continue from."""
-    return (output / f"{recipe.name}.safetensors").exists() and (output / "last.ckpt").exists()
-
-
-def _check(
-    recipe: Recipe,
-    processes: Processes,
-    output: Path,
-    training: Dataset,
-    validation: Dataset,
-    test: Dataset | None = None,
-) -> None:
-    """Check for all errors that would otherwise appear later, perhaps after days."""
-    processes.check(recipe)
-    known, are_known = set(elements_of(training)), _energies_are_known(recipe, training)
-    if processes.is_first:
-        _print_data(training, validation, test)
-        if repeated := describe_repeated(count_repeated(training, validation, test)):
-            log.warning("%s: %s", training.source, repeated)
-    for role, dataset in (("training", training), ("validation", validation), ("test", test)):
-        if dataset is None:
-            continue
-        where = f"{dataset.source}: the {role} set"
-        if len(dataset) == 0:
-            raise ValueError(f"{where} is empty")
-        if role != "test" and dataset.forces is None:
-            raise ValueError(
-                f"{where} has no forces: training needs energies and "
-                "forces, even if the weight of one of them is 0"
-            )
-        if role != "test" and recipe.stress_weight and dataset.stress is None:
-            raise ValueError(f"{where} has no stress, but the recipe's stress_weight is not zero")
-        if role != "test" and recipe.stress_weight and (k := without_volume(dataset)) >= 0:
-            raise ValueError(
-                f"{where} has a stress of structure {k}, which has no volume: set three cell "
-                "vectors, or train without stresses (stress_weight: 0)"
-            )
-        is_periodic = any(atoms.pbc.any() for atoms in dataset.structures)
-        if role == "training" and recipe.stress_weight and not is_periodic:
-            raise ValueError(
-                f"{where} has stresses, but no structure with a periodic direction: set pbc if "
-                "these are crystals, or train without stresses (stress_weight: 0)"
-            )
-        for label in recipe.output_labels if role != "test" else ():
-            if getattr(dataset, label) is None:
-                key = OUTPUT_WEIGHTS[label]
-                raise ValueError(f"{where} has no {label}, but the recipe's {key} is not zero")
-            if label == "dipoles" and any(atoms.pbc.any() for atoms in dataset.structures):
-                raise ValueError(
-                    f"{where} has periodic structures, whose dipole depends on which images are "
-                    "taken: set dipole_weight: 0"
-                )
-        if unseen := set(elements_of(dataset)) - known:
-            names = " ".join(chemical_symbols[z] for z in sorted(unseen))
-            raise ValueError(
-                f"{where} has elements that the training set lacks ({names}): no model can "
-                "learn them from it; split the data in another way"
-            )
-        level, wanted = dataset.level_of_theory, training.level_of_theory
-        if role == "test" and len({level, wanted} - {""}) > 1:
-            raise ValueError(
-                f"{where} has another level of theory than the training set ({level}, not "
-                f"{wanted}): compare them by attncalc eval, without test_data"
-            )
-        if processes.is_first and role == "test" and dataset.labels != training.labels:
-            log.warning(
-                "%s has another label set than the training set (%s, not %s): give the recipe "
-                "`labels` if these are of different methods",
-                *(where, dataset.labels, training.labels),
-            )
-        if processes.is_first and role != "training" and not are_known:
-            _warn_undetermined(training, dataset, where)
-        _check_system(recipe, dataset, role, electrons(training) if role != "training" else {})
-        try:
-            data.avg_num_neighbors(dataset, ANY_CUTOFF)
-        except ValueError as error:
-            remark = str(error).removeprefix(f"{dataset.source}: ")
-            raise ValueError(f"{where}: {remark}") from None
-    if not _is_resumed(recipe, output):  # else the starting model may be gone
-        check_start(recipe, training)
-        _check_periodicity(recipe, (training, validation))
-
-
-def _energies_are_known(recipe: Recipe, training: Dataset) -> bool:
-    """Return True if the starting model has reference energies of the same level of theory."""
-    if recipe.start_from is None:
-        return False
-    try:
-        theirs = header(recipe.find_start())["training"].get("level_of_theory", "")
-    except FileNotFoundError:  # a begun run does not need it any more
-        return True
-    return (recipe.level_of_theory or training.level_of_theory) in ("", theirs)
-
-
-def _warn_undetermined(training: Dataset, dataset: Dataset, where: str) -> None:
-    if not len(unknown := undetermined(training, dataset)):
-        return
-    log.warning(
-        "%s: %s of compositions that are no combination of those of the training set, the first is "
-        "%s: their energies cannot be learnt; add isolated atoms, or start from a model of this "
-        "level of theory",
-        *(where, counted(len(unknown), "structure")),
-        dataset.structures[int(unknown[0])].get_chemical_formula(),
-    )
-
-
-def _check_periodicity(recipe: Recipe, parts: Sequence[Dataset]) -> None:
-    """Refuse data with molecules and periodic structures if the range of pair terms differs."""
-    if recipe.long_range_cutoff is not None:
-        return
-    if recipe.start_from is None:
-        terms = recipe.pair_term_modules(elements_of(parts[0]))
-    else:  # its terms may have one cutoff for all structures
-        terms = load(recipe.find_start(), device="cpu").all_pair_terms
-    if not any(of_all_pairs(term) for term in terms):
-        return
-    if len({bool(atoms.pbc.any()) for part in parts for atoms in part.structures}) > 1:
-        raise ValueError(
-            f"{parts[0].source} has molecules and periodic structures, for which pair terms of "
-            "longer range end at different distances: give the recipe a long_range_cutoff [Å]"
-        )
-
-
-def _print_data(training: Dataset, validation: Dataset, test: Dataset | None) -> None:
-    sizes = {len(atoms) for atoms in training.structures} or {0}
-    atoms = str(min(sizes)) if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
-    log.info(
-        "%s: %d structures to train on, %d to validate, %d to test; %s atoms each; elements %s",
-        training.source,
-        len(training),
-        len(validation),
-        0 if test is None else len(test),
-        atoms,
-        " ".join(chemical_symbols[z] for z in elements_of(training)),
-    )
-
-
-def _print_network(
-    potential: Potential, recipe: Recipe, processes: Processes, output: Path
-) -> None:
-    where = f"{processes.n} processes on {processes.device.type}" if processes.n > 1 else ""
-    log.info(
-        "%s with %s parameters in %s on %s; results in %s",
-        recipe.network,
-        f"{potential.n_parameters:,}",
-        recipe.dtype,
-        where or f"{processes.device} ({counted(torch.get_num_threads(), 'thread')})",
-        output,
-    )
-    if unfit := unfit_widths(potential.network):
-        log.info(
-            "steps of this model will not be compiled on a CPU and take ten times as long or more: "
-            "these widths are not multiples of 16: %s",
-            unfit,
-        )
-
-
-def _print_reference_energies(potential: Potential, training: Dataset, *, are_known: bool) -> None:
-    energies = zip(potential.species, potential.reference_energies.tolist(), strict=True)
-    log.info(
-        "reference energies: %s%s",
-        ", ".join(f"{chemical_symbols[z]} {energy:.3f} eV" for z, energy in energies),
-        ""
-        if are_known or determines_each_element(training)
-        else "; only their sum over a structure has a meaning, as its compositions are few",
-    )
-
-
-def _require_matching_units(recipe: Recipe, dataset: Dataset) -> None:
-    """Refuse labels whose units do not match, if the training uses both."""
-    if recipe.energy_weight and recipe.force_weight and (what := data.unit_mismatch(dataset)):
-        raise ValueError(f"{what} (or train on one of them: energy_weight: 0 or force_weight: 0)")
-    if recipe.stress_weight and (what := data.stress_mismatch(dataset)):
-        raise ValueError(f"{what} (or train without them: stress_weight: 0)")
-
-
-def _warn_unknown(recipe: Recipe, dataset: Dataset) -> None:
-    found = data.work_ratio(dataset)
-    if what := data.label_mismatch(dataset):
-        log.warning("%s", what)
-    elif dataset.forces is not None and (found is None or not found.is_conclusive):
-        log.info(
-            "%s: no structures are close enough to check energies and forces against each other",
-            dataset.source,
-        )
-    if recipe.stress_weight and dataset.stress is not None and not can_check_stress(dataset):
-        log.info(
-            "%s: too few cells differ by a small strain to check energies and stresses",
-            dataset.source,
-        )
-    if dataset.stress is not None and not recipe.stress_weight:
-        log.info(
-            "%s has stresses, but the recipe's stress_weight is 0: no training on stresses",
-            dataset.source,
-        )
-
-
-@torch.random.fork_rng(devices=[])  # the random weights are not used
-def _check_system(
-    recipe: Recipe, dataset: Dataset, role: str, known_electrons: dict[str, Any]
-) -> None:
-    network, elements = NETWORKS[recipe.network][0], elements_of(dataset)
-    terms = recipe.pair_term_modules(elements)
-    config = recipe.network_config(lambda: 1.0)
-    untrained = network(config, len(elements))
-    potential = Potential(untrained, elements, pair_terms=terms, training=known_electrons)
-    for k, atoms in enumerate(dataset.structures):
-        try:
-            check_system(potential, System.from_ase(atoms))
-        except ValueError as error:
-            where = f"{dataset.source}: structure {k} of the {role} set"
-            options = [f"embed_{key}" for key in ("charge", "spin") if f"{key} input" in str(error)]
-            how = "".join(f" (config: {{{o}: true}})" for o in options if hasattr(config, o))
-            if how and recipe.start_from is not None:  # whose config is that of the model
-                how = ": start from a model that has it"
-            if "was trained on" in str(error):
-                how = "; split the data in another way"
-            raise ValueError(f"{where}: {error}{how}") from None
 
 
 def _known(recipe: Recipe, training: Dataset) -> dict[str, Any]:

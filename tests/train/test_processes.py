@@ -138,7 +138,7 @@ from attncalc.train import callbacks, training
 from attncalc.train.module import TrainingModule
 
 rank, said = int(os.environ["SLURM_PROCID"]), {}
-step, check, split = TrainingModule.training_step, training._check, training.read_split
+step, check, split = TrainingModule.training_step, training.check_data, training.read_split
 recipe = train.Recipe.from_yaml("tiny.yaml")
 
 def attempt(name, *, at=None, what=None, **changes):
@@ -182,9 +182,9 @@ attempt("streamed", data="cells.h5", stream=True)
 attempt("both precisions", dtype="float32", pair_terms=("zbl",))
 attempt("failed", at=2, what=in_the_second(fail))
 attempt("not finite", at=2, what=not_finite)
-training._check = bad_file
+training.check_data = bad_file
 attempt("bad file")
-training._check = check
+training.check_data = check
 if rank == 1:
     training.read_split = lambda recipe: [part[::-1] for part in split(recipe)]
 attempt("other data")

@@ -22,15 +22,16 @@ from trainings import assert_same_bits, write
 from attncalc import data, load, train
 from attncalc.data.errors import errors, predict
 from attncalc.data.fingerprints import count_repeated
-from attncalc.train import callbacks, training
+from attncalc.train import callbacks, data_checks, training
 from attncalc.train import recipe as recipes
 from attncalc.train.batches import join, samples
+from attncalc.train.data_checks import check_data, require_matching_units
 from attncalc.train.module import TrainingModule
 from attncalc.train.processes import connect
 from attncalc.train.start import new_potential
 from attncalc.train.step import PENALTIES, Loss, loss
 from attncalc.train.step import predict as predict_for_loss
-from attncalc.train.training import _check, _require_matching_units, _without_folders, read_split
+from attncalc.train.training import _without_folders, read_split
 
 
 def test_what_is_left_behind(finished, recipe):
@@ -404,14 +405,14 @@ def test_a_separate_test_file(recipe, dataset, data_file, tmp_path):
 def test_a_test_file_of_another_level_of_theory_is_refused(recipe, parts, tmp_path):
     known, other = (dataclasses.replace(parts[0], level_of_theory=one) for one in ("PBE", "HF"))
     with pytest.raises(ValueError, match=r"the test set has another level of theory .* \(HF, not"):
-        _check(recipe, connect(), tmp_path, known, parts[1], other)
-    _check(recipe, connect(), tmp_path, known, parts[1], known)
-    _check(recipe, connect(), tmp_path, parts[0], parts[1], other)
+        check_data(recipe, connect(), tmp_path, known, parts[1], other)
+    check_data(recipe, connect(), tmp_path, known, parts[1], known)
+    check_data(recipe, connect(), tmp_path, parts[0], parts[1], other)
 
 
 def test_a_test_file_of_another_label_set_is_told(recipe, parts, tmp_path, caplog):
     other = dataclasses.replace(parts[0], labels="REF")
-    _check(recipe, connect(), tmp_path, *parts[:2], other)
+    check_data(recipe, connect(), tmp_path, *parts[:2], other)
     assert "the test set has another label set than the training set (REF, not defa" in caplog.text
 
 
@@ -421,9 +422,9 @@ def test_energies_that_cannot_be_learnt_are_told(caplog):
         data.Dataset(structures=(Atoms("CO2"), Atoms(more)), energies=np.zeros(2))
         for more in ("C2O4", "CO")
     )
-    training._warn_undetermined(known, known, "a.xyz: the validation set")
+    data_checks._warn_undetermined(known, known, "a.xyz: the validation set")
     assert not caplog.messages
-    training._warn_undetermined(known, other, "a.xyz: the test set")
+    data_checks._warn_undetermined(known, other, "a.xyz: the test set")
     assert caplog.messages[0].startswith(
         "a.xyz: the test set: 1 structure of compositions that are no combination of those of the "
         "training set, the first is CO: their energies cannot be learnt"
@@ -434,9 +435,9 @@ def test_a_starting_model_of_the_same_method_knows_the_energies(recipe, parts):
     start = dataclasses.replace(recipe, start_from="so3krates-organic")
     theirs = dataclasses.replace(parts[0], level_of_theory="SO3LR (PBE0+MBD)")
     other = dataclasses.replace(parts[0], level_of_theory="EMT")
-    assert training._energies_are_known(dataclasses.replace(start, level_of_theory=""), theirs)
-    assert not training._energies_are_known(start, other)
-    assert not training._energies_are_known(recipe, theirs)
+    assert data_checks.energies_are_known(dataclasses.replace(start, level_of_theory=""), theirs)
+    assert not data_checks.energies_are_known(start, other)
+    assert not data_checks.energies_are_known(recipe, theirs)
 
 
 def write_splits(path: Path, dataset: data.Dataset, first: str, second: str) -> Path:
@@ -609,10 +610,10 @@ def test_units_that_do_not_match_stop_a_training(recipe, dataset, tmp_path):
     from_file = dataclasses.replace(recipe, folder=str(tmp_path), split={"sizes": [6, 34]})
     with pytest.raises(ValueError, match=message):  # found in the whole, not in six structures
         train.run(from_file, tmp_path / "run")
-    _require_matching_units(recipe, right)
-    _require_matching_units(recipe, wrong[:6])
+    require_matching_units(recipe, right)
+    require_matching_units(recipe, wrong[:6])
     for weight in ("energy_weight", "force_weight"):
-        _require_matching_units(dataclasses.replace(recipe, **{weight: 0.0}), wrong)
+        require_matching_units(dataclasses.replace(recipe, **{weight: 0.0}), wrong)
 
 
 def test_a_delta_model_names_its_baseline_from_the_first_epoch(
@@ -672,7 +673,7 @@ def test_atoms_on_top_of_each_other_are_refused_before_training(
     sets[role] = changed(sets[role], 3, positions=positions)
     message = rf"^cells.extxyz: the {role} set: structure 3: atom 0 .* and atom 2 .* apart: remove"
     with pytest.raises(ValueError, match=message):
-        _check(recipe, connect(), tmp_path, *sets.values())
+        check_data(recipe, connect(), tmp_path, *sets.values())
 
 
 def test_electrons_that_the_model_will_refuse_are_refused_in_the_test_set(recipe, tmp_path):
@@ -686,7 +687,7 @@ def test_electrons_that_the_model_will_refuse_are_refused_in_the_test_set(recipe
         recipe, stress_weight=0.0, config={**recipe.config, "embed_charge": True}
     )
     closed = molecules("Ni2", "Cu2")
-    _check(reads, connect(), tmp_path, closed, closed, closed)
+    check_data(reads, connect(), tmp_path, closed, closed, closed)
     for test, message in (
         (molecules("NiCu"), "the number of electrons is odd"),
         (molecules("Cu2", charge=2), "total charge [+]2 e: this model was trained on total char"),
@@ -694,7 +695,7 @@ def test_electrons_that_the_model_will_refuse_are_refused_in_the_test_set(recipe
         with pytest.raises(
             ValueError, match=f"^pairs.extxyz: structure 0 of the test set: {message}"
         ):
-            _check(reads, connect(), tmp_path, closed, closed, test)
+            check_data(reads, connect(), tmp_path, closed, closed, test)
 
 
 def test_stresses_without_a_volume(recipe, parts, tmp_path, caplog):

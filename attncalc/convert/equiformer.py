@@ -79,6 +79,11 @@ def equiformer(
     path = Path(weights)
     with decoding(path, "a readable .safetensors"):
         tree = Tree(path.name, tensors_of(read_whole(path, LARGEST_WEIGHTS)))
+    if any(name.startswith("force_embed.") for name in tree.left):
+        raise ValueError(
+            f"{path.name}: these weights were trained with denoising (DeNS), and such weights are "
+            "not converted"
+        )
     options = Options(Path(config).name, read_options(Path(config)))
     sign = SIGNS[options.take("clebsch_gordan", tuple(SIGNS))]
     _drop_constants(tree, sign)

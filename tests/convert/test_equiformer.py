@@ -187,6 +187,16 @@ def test_every_tensor_is_needed_and_none_left_over(shared: Path, tmp_path: Path,
         equiformer(*more)
 
 
+def test_weights_with_denoising(shared: Path, tmp_path: Path) -> None:
+    def denoise(tensors: Tensors) -> None:
+        tensors["force_embed.bias.0"] = torch.zeros(128)
+        for name in [name for name in tensors if name.startswith("head.")]:
+            tensors[f"energy_{name}"] = tensors.pop(name)
+
+    with pytest.raises(ValueError, match=r"trained with denoising \(DeNS\), .* not converted"):
+        equiformer(*changed(shared, tmp_path, "nonlinear", denoise))
+
+
 def test_wrong_shapes_are_refused(shared: Path, tmp_path: Path) -> None:
     names = sorted(load_file(files(shared, "nonlinear")[0]))
     for name in names[::13]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -65,6 +66,8 @@ from attncalc.text import EXPECTED, one_line
 
 # atoms of one batch of relaxations: bounds its memory
 ATOMS_AT_ONCE = 2000
+# largest share of writing in the time of relaxations one after the other
+LARGEST_SHARE = 0.05
 
 
 @click.command()
@@ -371,7 +374,16 @@ def _relax_in_turn(
 ) -> None:
     """Replace frames by relaxed ones, one after the other, and fill the courses."""
     several = len(frames) > 1
+    n_written, write_after = 0, 0.0  # on the clock of time.monotonic
     total, unit = (len(frames), "structure") if several else (asked.steps, "step")
+
+    def save(relaxed: list[Atoms]) -> None:
+        nonlocal n_written, write_after
+        began = time.monotonic()
+        write_structures(target, relaxed)
+        now = time.monotonic()
+        n_written, write_after = len(relaxed), now + (now - began) / LARGEST_SHARE
+
     with progress_bar(total, unit) as bar:
 
         def tell(warning: str) -> None:
@@ -387,15 +399,20 @@ def _relax_in_turn(
             courses.append(course := Course())
             try:
                 frames[k] = relax_one(k, atoms, asked, course, progress, tell)
-                write_structures(target, frames[: k + 1])
+                if k == len(frames) - 1 or time.monotonic() >= write_after:
+                    save(frames[: k + 1])
             except KeyboardInterrupt:
                 if course.frame is not None:
-                    write_structures(target, [*frames[:k], course.frame])
+                    save([*frames[:k], course.frame])
+                elif n_written < k:
+                    save(frames[:k])
                 saved = _saved(k, len(frames), target, course)
                 raise KeyboardInterrupt(saved) from None
             except EXPECTED as error:
                 if several:
-                    saved = _saved(k, len(frames), target)
+                    if n_written < k and not isinstance(error, NoSpaceLeft):
+                        save(frames[:k])
+                    saved = _saved(n_written, len(frames), target)
                     raise RuntimeError(f"structure {k}: {error}; {saved}") from None
                 raise
             with bar.external_write_mode():

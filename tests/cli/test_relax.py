@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -206,6 +208,35 @@ def test_relax_keeps_what_is_done(problem: BaseException, monkeypatch) -> None:
     assert len(read("out.xyz", ":")) == 2
     assert read("out.xyz", 1).get_forces().shape == (4, 3)
     assert files() == left
+
+
+@pytest.mark.parametrize("problem", [None, ValueError("it broke"), KeyboardInterrupt()])
+def test_relax_writes_now_and_then(problem: BaseException | None, monkeypatch) -> None:
+    """Writing all structures after each one would take longer than the relaxations."""
+    write("some.extxyz", [bulk("Cu", a=3.6)] * 30)
+    clock, relax_one, written = itertools.count(), module.relax_one, []
+
+    def breaks(number, *others):
+        if number == 28 and problem is not None:
+            raise problem
+        return relax_one(number, *others)
+
+    def counts(path, frames):
+        written.append(len(frames))
+        write(path, frames)
+
+    # 1 s for writing, and 1 s for each structure
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr(module, "relax_one", breaks)
+    monkeypatch.setattr(module, "write_structures", counts)
+    monkeypatch.setattr(module, "are_relaxed_together", lambda *_: False)
+    result = attncalc("relax", "some.extxyz", "--model", COPPER, "-o", "out.xyz")
+    assert result.exit_code == {type(None): 0, ValueError: 1}.get(type(problem), 130)
+    last = 30 if problem is None else 28
+    assert written == [1, 21, last]
+    assert len(read("out.xyz", ":")) == last
+    if problem is not None:
+        assert "28 of 30 structures are written to out.xyz" in result.stderr
 
 
 @pytest.mark.parametrize("n", [1, 2])

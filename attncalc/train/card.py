@@ -23,6 +23,9 @@ def card(recipe: Recipe, potential: Potential) -> str:
     if recipe.committee > 1:
         of_all = " of all together"
         seeds = f"seeds {info['seed']} to {info['seed'] + recipe.committee - 1}"
+    epochs, fewest = counted(info["epochs"], "epoch"), info.get("fewest_epochs", info["epochs"])
+    if fewest < info["epochs"]:  # members that were trained for a given time
+        epochs = f"{fewest} to {epochs}"
     wall_time = info["wall_time_s"]
     time = f"{wall_time / 60:.0f} min" if wall_time >= 120 else f"{wall_time:.0f} s"
     more = ["denoising (DeNS)"] if recipe.denoising else []
@@ -58,7 +61,7 @@ def card(recipe: Recipe, potential: Potential) -> str:
             else []
         ),
         f"| units | eV, Å{_units_of_the_file(recipe)} |",
-        f"| training | {counted(info['epochs'], 'epoch')}, {time} wall time{of_all}, {seeds} |",
+        f"| training | {epochs}, {time} wall time{of_all}, {seeds} |",
         *([f"| novelty | {NOVELTY} |"] if potential.knows_its_training else []),
         *([f"| pair terms | {', '.join(recipe.pair_terms)} |"] if recipe.pair_terms else []),
         *([f"| other outputs | {', '.join(more)} |"] if more else []),

@@ -27,9 +27,9 @@ def print_plan(recipe: Recipe, n_steps: int, per_epoch: float, done: Done) -> No
         per_step = f"{recipe.batch_edges:,} edges"
     left = per_epoch * (recipe.epochs - len(done.history))
     log.info(
-        "%s%d epochs, %d steps of %s in all, %d epochs%s are done; %s by steps as the first ones",
+        "%s%s, %s of %s in all, %d epochs%s are done; %s by steps as the first ones",
         "" if recipe.minutes is None else f"{recipe.minutes:g} minutes, so about ",
-        *(recipe.epochs, n_steps, per_step, len(done.history)),
+        *(counted(recipe.epochs, "epoch"), counted(n_steps, "step"), per_step, len(done.history)),
         done.and_steps,
         tqdm.format_interval(left),
     )

@@ -439,6 +439,9 @@ def _describe(
     """Write errors and origin into the model file and its card."""
     training, validation, test = parts
     off = errors_of_isolated(done.potential, energies_of_isolated(recipe, training))
+    numbers = [int(row["epoch"]) for row in done.history]
+    # of each member of a committee, whose first epoch follows the last one of the member before
+    n_epochs = [n for n, after in zip(numbers, [*numbers[1:], 0], strict=True) if after <= n]
     info = {
         "data": training.source,
         "labels": training.labels,
@@ -450,7 +453,8 @@ def _describe(
         "repeated": count_repeated(training, validation, test),
         "isolated_error": max(map(abs, off.values()), default=None),
         "test_errors": None if test_errors is None else dataclasses.asdict(test_errors),
-        "epochs": int(done.history[-1]["epoch"]),
+        "epochs": max(n_epochs),
+        "fewest_epochs": min(n_epochs),
         "wall_time_s": round(done.history[-1]["wall_time_s"], 1),
         "start_from": _start(recipe, done.potential, test),
         "seed": recipe.seed,

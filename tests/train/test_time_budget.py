@@ -56,6 +56,23 @@ def test_as_many_epochs_as_fit(recipe, parts, tmp_path):
     assert rates == pytest.approx([recipe.learning_rate * lowest**part for part in expected])
 
 
+def test_card_of_members_with_different_numbers_of_epochs(
+    recipe, data_file, tmp_path, clock, monkeypatch
+):
+    usual = training._fit
+
+    def fit(member: train.Recipe, *others: object) -> train.Training:
+        clock.seconds_per_step = 2.0 if member.name.endswith("-2") else 1.0
+        return usual(member, *others)
+
+    monkeypatch.setattr(training, "_fit", fit)
+    two = dataclasses.replace(of_minutes(recipe, 0.5), committee=2)  # 15 s for each
+    output = train.run(two, tmp_path / "run", data=data_file, command="attncalc train a.yaml").model
+    card = output.with_suffix(".md").read_text().splitlines()
+    (line,) = (line for line in card if line.startswith("| training |"))
+    assert line.startswith("| training | 1 to 3 epochs, 25 s wall time of all together")
+
+
 def test_a_compiled_step_changes_the_number(recipe, parts, tmp_path, clock):
     usual = module.TrainingModule.on_validation_epoch_end
 

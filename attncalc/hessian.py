@@ -25,9 +25,9 @@ def hessian(potential: Potential, atoms: Atoms) -> NDArray[np.float64]:
         atoms: the structure; constraints are not applied.
     """
     potential = potential.lowered_from
-    system = System.from_ase(atoms).to(potential.device)
-    positions = system.positions.clone().requires_grad_(True)
     with torch.inference_mode(False), torch.enable_grad():
+        system = System.from_ase(atoms).to(potential.device)
+        positions = system.positions.clone().requires_grad_(True)
         graphs = fresh_graphs(potential, system.with_positions(positions))
         energy = potential.energies(graphs).sum()
         n = positions.numel()

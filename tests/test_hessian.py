@@ -65,6 +65,15 @@ def test_hessian_of_a_committee_is_the_mean() -> None:
     assert np.abs(found - np.mean(each, axis=0)).max() <= 1e-9 * np.abs(found).max()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_hessian_where_gradients_are_off(mode) -> None:
+    calc = AttnCalculator(potential())
+    expected = calc.get_hessian(ethanol())
+    assert np.abs(expected).max() > 1
+    with mode():
+        assert np.array_equal(calc.get_hessian(ethanol()), expected)
+
+
 def test_frequencies_of_ethanol() -> None:
     """Of a float32 model as shipped: its engine and autograd agree; six zero, the O-H stretch."""
     atoms = molecule("CH3CH2OH")

@@ -222,6 +222,29 @@ def test_every_pair_with_a_ghost_is_in_one_part():
     assert max(found) < 1.5 * min(found)
 
 
+def test_a_list_of_longer_range_ends_first_where_the_box_shrinks():
+    """By 5 %: pairs 3.5 Å apart come nearer by less than the skin, those 7.5 Å apart by more."""
+    potential, atoms = charged(), gas(4)
+    ((images, domain),) = parts_of(potential, atoms, (1, 1, 1))
+    for shrinks, holds in ((0.99, True), (0.95, False)):
+        later = atoms.copy()
+        later.set_cell(shrinks * atoms.cell.array, scale_atoms=True)
+        positions = shrinks * images.positions
+        assert (domain.graphs(positions, box_of(later)) is not None) == holds
+        assert domain.verlet.reuse(System.from_ase(later[images.ids[domain.rows]])) is not None
+
+
+def test_messages_name_atoms_by_their_ids():
+    potential, atoms = two_layers(), rod(8)
+    own, (one, other) = np.arange(32, 48), (20, 27)  # two ghosts
+    clash = atoms.copy()
+    clash.positions[one] = clash.positions[other]
+    words = rf"atom {one} \(\w+\) and atom {other} \(\w+\) are 0.0e\+00 Å apart"
+    images = images_of(clash, own, 9.0)
+    with pytest.raises(ValueError, match=words):
+        Domain.of(potential, images, box_of(atoms), whole_of(potential, atoms), skin=0.5)
+
+
 def test_committees_share_the_charges_of_every_member():
     committee, atoms = Committee([charged(0), charged(1)]), gas(4)
     atoms = atoms[:9]  # a part has no atoms

@@ -225,6 +225,14 @@ def test_shells_exactly_at_the_cutoff_come_in_whole_pairs(backend):
     assert 2 * int(one_per_pair(edges).sum()) == edges.n_edges
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pairs_closer_than_the_cutoff_only(backend):
+    """By less than the margin of the search too; a pair at the cutoff is none."""
+    for distance, n_edges in ((3.0 - 2e-7, 2), (3.0, 0)):
+        atoms = Atoms("H2", [[0, 0, 0], [0, distance, 0]])
+        assert backend(System.from_ase(atoms), 3.0).n_edges == n_edges
+
+
 def test_backends_agree_bit_for_bit_at_the_cutoff():
     system = System.from_ase(bulk("Cu", a=3.61, cubic=True))
     assert as_rows(matscipy_list(system, 3.61)) == as_rows(torch_list(system, 3.61))

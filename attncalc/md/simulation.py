@@ -107,6 +107,7 @@ def run(
     try:
         for callback in callbacks:
             begun.append(callback)
+            callback._is_new = False  # a file of an earlier run must not be forgotten
             (callback.resume if resumed else callback.begin)(state, integrator)
         with finished_before_ctrl_c():
             if not resumed:

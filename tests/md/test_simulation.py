@@ -346,6 +346,26 @@ def test_all_valid_steps_are_kept(blind: Evaluator) -> None:
     assert simulation._steps(hot, blind, kept, 5) is kept
 
 
+def test_no_step_counts_after_a_list_has_ended() -> None:
+    """Though it would hold again, because the atom came back."""
+    asked: list[int] = []
+
+    class Ends(ForceOfFunction):
+        checks_list_every_step = False
+
+        def without_check(self, system: System) -> tuple[Result, torch.Tensor]:
+            asked.append(len(asked))
+            return self(system), torch.tensor(len(asked) == 3)
+
+    force = Ends(springs(1.0), torch.device("cpu"))
+    first = start(force, integrator=VERLET)
+    asked.clear()
+    found = simulation._steps(VERLET, force, first, 5)
+    assert len(asked) == 5
+    assert found.step == 2
+    assert_equal(found, VERLET.step(VERLET.step(first, force), force))
+
+
 def test_chunks_follow_the_life_of_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hot atoms that are cooled: lists then last longer than before."""
     forces = Evaluator(load("so3krates-ethanol"), skin=0.3)
@@ -433,6 +453,49 @@ def test_callbacks_are_called_when_it_is_their_turn() -> None:
     md.run(VERLET, force, of_a_run, 5, callbacks=[again])
     assert again.events[0] == ("resume", 11)
     assert calls(again) == [12, 16]
+
+
+def test_only_the_first_state_is_saved_before_others_have_seen_it(tmp_path: Path) -> None:
+    """And they see it in the run that goes on, if the first one was killed in between."""
+
+    class Noted(md.Checkpoint):
+        def __call__(self, state: md.MDState) -> None:
+            recorder.events.append(("saved", state.step))
+            super().__call__(state)
+
+    force, file, recorder = springs(1.0), tmp_path / "run.ckpt", Recorder(2)
+    first = start(force, integrator=VERLET)
+    md.run(VERLET, force, first, 4, callbacks=[Noted(file, every=2), recorder])
+    order = [event for event in recorder.events if event[0] in ("call", "saved")]
+    assert order[:2] == [("saved", 0), ("call", 0)]
+    assert order[2:] == [(what, step) for step in (2, 4) for what in ("call", "saved")]
+    killed, again = tmp_path / "killed.ckpt", Recorder(1)
+    md.run(VERLET, force, first, 0, callbacks=[md.Checkpoint(killed, every=2)])
+    md.run(VERLET, force, md.load_checkpoint(killed).state, 2, callbacks=[again])
+    assert calls(again) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: md.Checkpoint(folder / "run.ckpt", every=2),
+        lambda folder: md.Log(folder / "run.csv", every=1),
+        lambda folder: md.H5MDWriter(folder / "run.h5md", every=1),
+    ],
+    ids=["checkpoint", "log", "trajectory"],
+)
+def test_files_of_a_finished_run_survive_another_with_the_same_callbacks(
+    make, tmp_path: Path
+) -> None:
+    """As where a cell of a notebook is run again."""
+    force, callback = springs(1.0), make(tmp_path)
+    last = md.run(VERLET, force, start(force, integrator=VERLET), 4, callbacks=[callback])
+    written = callback.path.read_bytes()
+    for _ in range(2):
+        new = Recorder(1)
+        with pytest.raises(FileExistsError, match="exists: choose another name"):
+            md.run(VERLET, force, last, 4, callbacks=[new, callback])
+        assert callback.path.read_bytes() == written
 
 
 def test_callbacks_end_after_an_error() -> None:
@@ -679,6 +742,15 @@ def test_a_molecule_that_is_gone_and_cold_is_noticed(forces: Evaluator, timestep
         md.run(wild, forces, first, 100, chunk=50)
 
 
+def test_a_molecule_that_flies_as_a_whole_is_not_hot() -> None:
+    state = start(springs(1.0), integrator=VERLET, temperature=300)
+    limit = VERLET.highest_temperature(state)
+    momenta = state.momenta + state.masses[:, None] * torch.tensor([0.0, 2.0, 0.0])
+    flying = state.replace(momenta=momenta)
+    assert (flying.temperature_of_all_motion > 2 * limit).all()
+    assert simulation._divergence(flying, limit, flying) == ""
+
+
 def test_energy_that_leaps_is_noticed() -> None:
     force = springs(1.0)
     state = start(force, integrator=VERLET)
@@ -849,6 +921,22 @@ def test_a_state_without_a_cell_is_none_of_npt() -> None:
         npt.init(copper, LANGEVIN.init(copper, Atoms("Cu2", [[0, 0, 0], [0, 0, 2.5]])))
 
 
+@pytest.mark.parametrize("what", ["energy", "charges"])
+def test_a_state_gets_what_another_force_adds_to_it(what: str) -> None:
+    """Of equal forces."""
+
+    def other(system: System) -> Result:
+        result = springs(1.0)(system)
+        if what == "energy":
+            return replace(result, energy=result.energy + 1.0)
+        return replace(result, charges=0.1 * system.positions[:, 0])
+
+    first = start(springs(1.0), integrator=VERLET)
+    last, expected = md.run(VERLET, other, first, 0), other(first.system)
+    assert torch.equal(last.energy, expected.energy)
+    assert what == "energy" or torch.equal(last.charges, expected.charges)
+
+
 def test_a_checkpoint_goes_on_with_its_model_only(forces: Evaluator, tmp_path: Path) -> None:
     md.run(
         *(LANGEVIN, forces, LANGEVIN.init(forces, ethanol()), 10),
@@ -889,6 +977,9 @@ def test_what_is_wrong_with_one_system_of_many_is_said_of_it(forces: Evaluator) 
         md.run(VERLET, forces, torn, 5)
     torn.forces[40] = torch.nan
     with pytest.raises(FloatingPointError, match="velocities or forces of system 4 are no longer"):
+        md.run(VERLET, forces, torn, 5)
+    torn.forces[40], torn.momenta[12] = 0.0, torch.nan
+    with pytest.raises(FloatingPointError, match="velocities or forces of system 1 are no longer"):
         md.run(VERLET, forces, torn, 5)
     hot = VERLET.init(forces, frames[:3], temperature=[300.0, 300.0, 300.0])
     momenta = hot.momenta.clone()

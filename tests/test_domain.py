@@ -259,6 +259,9 @@ def test_pairs_of_molecules_without_a_cutoff_are_refused():
     refuse_parts(potential)
     with pytest.raises(ValueError, match=r"counts all pairs .* give a long-range cutoff"):
         refuse_parts(potential, periodic=False)
+    potential.set_long_range_cutoff(np.inf)
+    with pytest.raises(ValueError, match="looks at all pairs of atoms"):
+        refuse_parts(potential)
 
 
 class Averaged(nn.Module):
@@ -273,6 +276,18 @@ class Averaged(nn.Module):
         energies = self.network(graph).energies
         mean = sum_over_system(energies, graph) / graph.n_atoms
         return AtomOutputs(energies * (1 - mean[graph.system_idx] ** 2))
+
+
+class AveragedIfCharged(Averaged):
+    """A network whose mean matters for ions only."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        self.reads_charge = True
+
+    def forward(self, graph: Graph) -> AtomOutputs:
+        energies, of_ions = self.network(graph).energies, super().forward(graph).energies
+        return AtomOutputs(torch.where(graph.charge[graph.system_idx] == 0, energies, of_ions))
 
 
 def potentials_of_the_whole() -> dict[str, Potential]:
@@ -308,6 +323,12 @@ def potentials_of_the_whole() -> dict[str, Potential]:
 def test_what_cannot_be_shared(words: str):
     with pytest.raises(ValueError, match=f"{words}.*use one process"):
         refuse_parts(potentials_of_the_whole()[words])
+
+
+def test_what_cannot_be_shared_of_ions():
+    ions = Potential(AveragedIfCharged(two_layers().network), two_layers().species)
+    with pytest.raises(ValueError, match="sums over the whole structure"):
+        refuse_parts(ions)
 
 
 def test_what_can_be_shared():

@@ -186,11 +186,16 @@ def test_images_that_a_smaller_cell_brings_near(calc: AttnCalculator) -> None:
         assert np.abs(fresh.potential - calc.get_heat_flux(wide).potential).max() > 1e-8
 
 
-def test_images_that_cell_and_atoms_bring_near_together() -> None:
-    """Neither a cell shorter by 9 % nor atoms apart by 0.4 Å would: images were 4.6 Å away."""
+@pytest.mark.parametrize(
+    ("cells", "places"),
+    [((5.8, 5.28), (2.1, 3.7)), ((5.71, 5.539), (2.06, 3.74))],
+    ids=["more strain", "more motion"],
+)
+def test_images_that_cell_and_atoms_bring_near_together(cells, places) -> None:
+    """Neither a cell shorter by 9 % nor atoms apart by 0.4 Å would: images were 4.5 Å away."""
     calc = AttnCalculator(so3krates(), device="cpu")
-    before = Atoms("CO", [[2.3, 0, 0], [3.5, 0, 0]], cell=[5.8, 20, 20], pbc=True)
-    after = Atoms("CO", [[2.1, 0, 0], [3.7, 0, 0]], cell=[5.28, 20, 20], pbc=True)
+    before = Atoms("CO", [[2.3, 0, 0], [3.5, 0, 0]], cell=[cells[0], 20, 20], pbc=True)
+    after = Atoms("CO", [[x, 0, 0] for x in places], cell=[cells[1], 20, 20], pbc=True)
     velocities = [[0.02, 0.01, -0.01], [0.01, -0.02, 0.03]]
     for atoms in (before, after):
         atoms.set_velocities(velocities)
@@ -200,6 +205,55 @@ def test_images_that_cell_and_atoms_bring_near_together() -> None:
     after.pbc = True
     fresh = AttnCalculator(calc.evaluator.plain, device="cpu")
     assert_close(found, fresh.get_heat_flux(after), 1e-10)
+
+
+def test_images_that_come_near_by_way_of_another_atom() -> None:
+    """The farthest is 8.1 Å from the cell's face, and the two edges to it become 3.8 Å long."""
+    calc = AttnCalculator(so3krates(), device="cpu")
+    atoms = Atoms("COC", [[0, 0, 0], [16.0, 0.5, 0], [11.9, 0, 0.5]], cell=[20] * 3, pbc=True)
+    thermalize_momenta(atoms, temperature_K=2000, rng=np.random.default_rng(0))
+    calc.get_heat_flux(atoms)
+    images = calc._heat_flux._unfolded
+    atoms.positions[:, 0] += [-0.2, -0.02, 0.2]
+    found = calc.get_heat_flux(atoms)
+    assert calc._heat_flux._unfolded is images
+    fresh = AttnCalculator(calc.evaluator.plain, device="cpu")
+    assert_close(found, fresh.get_heat_flux(atoms), 1e-12)
+
+
+def test_images_of_a_charged_molecule_bring_no_charge() -> None:
+    """Its charge is shared by the atoms of one cell."""
+    small: Any = SMALL | {"num_features": 16, "avg_num_neighbors": 8.0}
+    calc = AttnCalculator(
+        random_potential(So3kratesConfig(degrees=(1,), embed_charge=True, **small))
+    )
+    atoms = moving(ethanol())
+    neutral = calc.get_heat_flux(atoms)
+    atoms.info["charge"] = 2
+    expected = calc.get_heat_flux(atoms)
+    assert np.abs(neutral.potential - expected.potential).max() > 1e-6
+    atoms.set_cell([20.0] * 3)
+    atoms.pbc = True
+    assert_close(calc.get_heat_flux(atoms), expected, 1e-10)
+
+
+def test_slabs() -> None:
+    """As with periods so long that nothing is seen across them; and after these were longer."""
+    calc, slab = AttnCalculator(so3krates(), device="cpu"), crystal()
+    slab.set_cell(slab.cell.array * [[1], [1], [6]])
+    slab.positions -= slab.cell[2] / 20
+    expected = calc.get_heat_flux(slab)
+    slab.pbc = [True, True, False]
+    assert_close(calc.get_heat_flux(slab), expected, 1e-10)
+    wire = moving(ethanol())
+    wire.pbc = [True, False, False]
+    wire.set_cell([40.0, 0, 0])
+    wire.positions += 20.0
+    alone = calc.get_heat_flux(wire)
+    wire.set_cell([6.0, 0, 0])
+    fresh = AttnCalculator(calc.evaluator.plain, device="cpu").get_heat_flux(wire)
+    assert np.abs(fresh.potential - alone.potential).max() > 1e-6
+    assert_close(calc.get_heat_flux(wire), fresh, 1e-10)
 
 
 def test_by_an_engine() -> None:

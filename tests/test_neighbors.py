@@ -158,6 +158,21 @@ def test_a_periodic_box_of_vacuum_needs_no_memory_for_it(backend):
     assert as_rows(edges) == [(0, 1, 0, 0, 0), (1, 0, 0, 0, 0)]
 
 
+@pytest.mark.parametrize("box", [None, [1e5] * 3])
+def test_matscipy_gets_no_box_of_more_bins_than_fit_into_memory(box, monkeypatch):
+    search, cells = matscipy_list.__globals__["neighbour_list"], []
+
+    def watched(quantities, *, cell, **options):
+        cells.append(cell)
+        return search(quantities, cell=cell, **options)
+
+    monkeypatch.setitem(matscipy_list.__globals__, "neighbour_list", watched)
+    atoms = Atoms("H3", [[0, 0, 0], [1, 0, 0], [2e4] * 3], cell=box, pbc=box is not None)
+    assert matscipy_list(System.from_ase(atoms), 5.0).n_edges == 2
+    (cell,) = cells
+    assert abs(np.linalg.det(cell)) < (64.1 * 5) ** 3
+
+
 @pytest.mark.parametrize("by", [[0, 0, 0], [-0.5, -0.5, 0.2], [1500, 1500, -1500]])
 def test_a_molecule_across_the_faces_of_a_large_box(by) -> None:
     molecules = [molecule(name) for name in ("CH3CH2OH", "H2O")]

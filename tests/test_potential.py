@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from attncalc.model_file import save
 from attncalc.ops import safe_norm, segment_sum
 from attncalc.potential import Committee, Potential, evaluate, forces_from_edges
 from attncalc.result import Result
-from attncalc.structures import check_system, evaluate_many
+from attncalc.structures import check_system, evaluate_many, fresh_graphs
 from attncalc.system import System
 
 SPECIES = (1, 6, 7, 8, 29)
@@ -123,6 +123,35 @@ def test_atoms_add_up_to_systems() -> None:
     assert result.energy[1] == 0
     assert torch.equal(result.strain_gradient, result.strain_gradient.transpose(1, 2))
     assert result.strain_gradient.shape == (3, 3, 3)
+
+
+class Wells(nn.Module):
+    """x^2 / 2 of every atom, a term that reads positions."""
+
+    reads_system = True
+
+    def forward(self, graph: Graph, outputs: AtomOutputs, system: System) -> Tensor:
+        del graph, outputs
+        return 0.5 * (system.positions**2).sum(1)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_sums_over_edges_and_what_terms_have_summed(compiled: bool, monkeypatch) -> None:
+    monkeypatch.setattr("attncalc.potential.has_numba", lambda: compiled)
+    system = System.from_ase([ethanol(), slab(), triclinic()])
+    potential, only_springs = springs(pair_terms=[Wells()]), springs()
+    result = evaluate(potential, fresh_graphs(potential, system))
+    leaf, x = system.positions.clone().requires_grad_(), system.positions
+    strain = torch.zeros(3, 3, 3, dtype=torch.float64, requires_grad=True)
+    scaled = torch.einsum("nk,nkc->nc", leaf, strain[system.system_idx])
+    moved = replace(system, positions=leaf + scaled, cell=system.cell + system.cell @ strain)
+    energies = only_springs.energies(fresh_graphs(only_springs, moved))
+    by_positions, by_strain = torch.autograd.grad(energies.sum(), [leaf, strain])
+    assert_close(result.energies, energies.detach() + 0.5 * (x**2).sum(1), 1e-13)
+    assert_close(result.forces, -by_positions - x, 1e-12)
+    wells = torch.zeros(3, 3, 3, dtype=torch.float64)
+    wells.index_add_(0, system.system_idx, x.unsqueeze(2) * x.unsqueeze(1))
+    assert_close(result.strain_gradient, by_strain + wells, 1e-12)
 
 
 def test_no_edges_at_all() -> None:
@@ -269,6 +298,17 @@ def test_an_impossible_structure_is_named() -> None:
     structures[3].info["charge"] = 1
     with pytest.raises(ValueError, match=r"^structure 3: total charge \+1 e"):
         list(evaluate_many(springs(), structures, batch_atoms=20))
+
+
+def test_an_evaluator_has_a_copy_of_the_potential() -> None:
+    potential, system = springs().train(), System.from_ase(ethanol())
+    evaluator = Evaluator(potential)
+    expected = evaluator(system).energy
+    assert potential.training
+    assert potential.network.stiffness.requires_grad
+    with torch.no_grad():
+        potential.network.stiffness *= 2
+    assert torch.equal(evaluator(system.with_positions(system.positions + 0)).energy, expected)
 
 
 def test_an_evaluator_says_what_it_takes() -> None:

@@ -120,9 +120,10 @@ def test_a_list_that_claims_to_hold_has_every_edge(seed, case, step, strain):
         assert_same_edges(verlet.graph(later), later, verlet.cutoff)
 
 
-def test_two_atoms_may_use_up_the_skin_but_no_more():
-    system = System.from_ase(Atoms("H2", [[0, 0, 0], [3.5 + 1e-6, 0, 0]]))
-    verlet, graph = empty_list(skin=0.5).update(system)
+@pytest.mark.parametrize("by_pairs", [False, True])
+def test_two_atoms_may_use_up_the_skin_but_no_more(by_pairs):
+    system = System.from_ase(Atoms("H2", [[0, 0, 0], [3.5 + 2e-6, 0, 0]]))
+    verlet, graph = empty_list(skin=0.5, by_pairs=by_pairs).update(system)
     assert verlet.listed.edges.n_edges == 0
     for approach, rebuild in ((0.2499, False), (0.2501, True)):
         closer = replace(system, positions=system.positions * 1.0)
@@ -188,6 +189,21 @@ def test_atoms_moved_in_place_are_noticed():
     verlet, graph = verlet.update(system)
     assert verlet.n_rebuilds == 2
     assert_same_edges(graph, system, 3.0)
+
+
+def test_elements_and_directions_that_change_in_place_are_noticed():
+    system = System.from_ase(Atoms("CO", [[0, 0, 0], [0, 0, 1.2]], cell=[4, 4, 2.6], pbc=[0, 0, 1]))
+    verlet, _ = empty_list().update(system)
+    for _ in range(2):  # the second time, tensors are known to be equal
+        verlet, graph = verlet.update(system)
+    assert [ELEMENTS[s] for s in graph.species] == [6, 8]
+    system.atomic_numbers.copy_(system.atomic_numbers.flip(0))
+    for _ in range(2):
+        verlet, graph = verlet.update(system)
+        assert [ELEMENTS[s] for s in graph.species] == [8, 6]
+    assert graph.n_edges > 2
+    system.pbc[0, 2] = False
+    assert verlet.update(system)[1].n_edges == 2
 
 
 def test_a_cell_that_changes_through_numpy_is_noticed():
@@ -394,6 +410,52 @@ def test_layout_of_the_padding():
     assert torch.equal(graph.edge_mask, lengths < 3.0)
     assert graph.pairs.shape == (verlet.capacity // 2,)
     assert (graph.pairs[n_listed // 2 :] == verlet.capacity - 1).all()
+
+
+def test_places_of_the_edges_of_every_atom():
+    system = System.from_ase(CASES["batch"]())
+    _, graph = empty_list(capacity=1).update(system)
+    n_listed = matscipy_list(system, 3.5).n_edges
+    rows, by_sender, sent_rows = graph.order
+    assert sorted(by_sender.tolist()) == list(range(graph.n_edges))
+    for atom in range(system.n_atoms):
+        received = (graph.receivers[:n_listed] == atom).nonzero().flatten().tolist()
+        assert list(range(rows[atom], rows[atom + 1])) == received
+        sent = (graph.senders[:n_listed] == atom).nonzero().flatten().tolist()
+        assert by_sender[sent_rows[atom] : sent_rows[atom + 1]].tolist() == sent
+    assert rows[-1] == sent_rows[-1] == n_listed
+
+
+def test_a_list_in_the_arrays_of_another():
+    """Recorded steps that read these arrays then see the new structure, and when its list ends."""
+    system = System.from_ase(Atoms("CO", [[0, 0, 0], [0, 0.2, 1.1]], cell=[2.8] * 3, pbc=True))
+    other = replace(
+        system,
+        atomic_numbers=system.atomic_numbers.flip(0),
+        positions=1.3 * system.positions,
+        cell=1.3 * system.cell,
+    )
+    old, before = empty_list(capacity=2048).update(system)
+    new, expected = empty_list(capacity=2048).update(other)
+    found = new.in_the_arrays_of(old)
+    assert found.listed is old.listed
+    graph = found.graph(other)
+    assert graph.species.data_ptr() == before.species.data_ptr()
+    for name in ("species", "receivers", "senders", "edge_mask", "pairs", "vectors"):
+        assert torch.equal(getattr(graph, name), getattr(expected, name)), name
+    assert all(map(torch.equal, graph.order, expected.order))
+    largest = 0.5 / 3.5 / np.sqrt(3)
+    for strain, rebuild in ((0.99 * largest, False), (1.01 * largest, True)):
+        smaller = replace(
+            other, positions=other.positions * (1 - strain), cell=other.cell * (1 - strain)
+        )
+        assert found.needs_rebuild(smaller).item() is rebuild
+    for one in (
+        empty_list(capacity=1024).update(other)[0],
+        empty_list(capacity=2048, skin=0.4).update(other)[0],
+        empty_list(capacity=2048).update(replace(other, pbc=~other.pbc))[0],
+    ):
+        assert one.in_the_arrays_of(old) is one
 
 
 def test_a_list_without_edges_is_all_padding():

@@ -186,6 +186,36 @@ def test_lengths_and_angles_on_springs() -> None:
 
 
 @pytest.mark.parametrize("isotropic", [True, False])
+def test_a_volume_relaxes_in_the_time_that_was_asked_for(isotropic: bool) -> None:
+    """Of a spring whose compressibility is given, without heat: as exp(-t / cell_relaxation)."""
+    volume, strength, wanted = 1000.0, 1e-3, 0.02
+    integrator = md.CellRescaling(
+        timestep=FS,
+        temperature=1e-6,
+        pressure=wanted,
+        relaxation=20 * FS,
+        cell_relaxation=100 * FS,
+        compressibility=1 / (volume * strength),
+        isotropic=isotropic,
+    )
+    force, beyond = spring_of_volume(strength, volume), 1.0
+    rest = volume - wanted / strength  # Å³, where the spring's pressure is the one wanted
+    state = integrator.init(force, System.from_ase(gas(4, cubes(np.array([rest + beyond])))))
+    for n in (100, 100):
+        for _ in range(n):
+            state = integrator.step(state, force)
+        beyond *= np.exp(-1)
+        assert float(volumes(state.system)) - rest == pytest.approx(beyond, rel=0.05)
+
+
+def test_settings_of_the_command_are_in_gigapascals() -> None:
+    settings = md.Settings(ensemble="npt", pressure=2.0, compressibility=0.1)
+    made = md.CellRescaling.from_settings(settings)
+    assert made.pressure == pytest.approx(2 / 160.21766, rel=1e-6)  # 1 eV/Å³ = 160.21766 GPa
+    assert made.compressibility == pytest.approx(0.1 * 160.21766, rel=1e-6)
+
+
+@pytest.mark.parametrize("isotropic", [True, False])
 def test_the_conserved_quantity_moves_by_the_timestep_only(isotropic: bool) -> None:
     """Of real forces, whose stress must be theirs: it drifts in proportion to the timestep."""
     force = Evaluator(load(COPPER))
@@ -202,6 +232,18 @@ def test_the_conserved_quantity_moves_by_the_timestep_only(isotropic: bool) -> N
         off.append(np.sqrt(np.mean((conserved[-1] - conserved[0]) ** 2)))
         assert off[-1] < 0.1 * np.std(energies, axis=0).mean()
     assert 1.3 < off[1] / off[0] < 5
+
+
+def test_work_on_a_sheared_cell_is_exact_to_second_order_in_the_strain() -> None:
+    """Its noise strains it by the square root of the timestep, and the cell is turned back."""
+    off, sheared = [], np.linalg.cholesky(METRIC) @ [[1, 0, 0], [0.3, 1, 0], [-0.2, 0.3, 1.2]]
+    system = System.from_ase(gas(4, np.stack([sheared] * 50)))
+    for timestep in (0.04, 0.01):
+        integrator = replace(NPT, timestep=timestep * FS, isotropic=False)
+        first = integrator.init(spring_of_metric, system, seed=1)
+        last = integrator.step(first, spring_of_metric)
+        off.append(float((last.conserved - first.conserved).abs().mean()))
+    assert off[1] / off[0] == pytest.approx(1 / 8, rel=0.15)
 
 
 def test_deforming_keeps_orientation_and_fractional_coordinates() -> None:
@@ -232,6 +274,10 @@ def test_deforming_keeps_orientation_and_fractional_coordinates() -> None:
         return (one.momenta.unsqueeze(1) @ one.system.cell.mT[idx]).squeeze(1)
 
     torch.testing.assert_close(products(other), products(state), rtol=0, atol=1e-8)
+    # but the momentum of the whole stays
+    drift = state.masses[:, None] * torch.tensor([0.02, -0.01, 0.03])
+    drifting, _ = deform(state.replace(momenta=state.momenta + drift), strain, turns_back=True)
+    torch.testing.assert_close(drifting.momenta - other.momenta, drift, rtol=0, atol=1e-10)
 
 
 # ---------------------------------------------------------------------- the same run, however cut

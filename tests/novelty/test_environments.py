@@ -184,6 +184,15 @@ def test_an_evaluator_keeps_the_last_and_computes_others(potential: Potential) -
     expected = Evaluator(potential).novelty(one)
     assert np.abs(expected - result.novelty).max() > 0.1
     assert evaluator.novelty(one) == pytest.approx(expected, abs=OF_ROUNDING)
+    periodic = frames(1, seed=3)[0]
+    periodic.set_cell([9.0, 9.0, 9.0])
+    periodic.pbc = True
+    one = System.from_ase(periodic)
+    result = evaluator(one)
+    one.cell[0, 0] *= 0.5  # in place
+    expected = Evaluator(potential).novelty(one)
+    assert np.abs(expected - result.novelty).max() > 0.1
+    assert evaluator.novelty(one) == pytest.approx(expected, abs=OF_ROUNDING)
 
 
 def test_an_engine_that_gives_no_features_has_those_of_the_network(potential: Potential) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from contract import ELEMENTS, assert_close, assert_derivatives, ethanol, slab, 
 from long_range_terms import CUTOFF, charged, potential, terms
 
 from attncalc import AttnCalculator, System, evaluate, md
+from attncalc.evaluator import Evaluator
 from attncalc.fast import lower
 from attncalc.graph import AtomOutputs, Graph, Graphs
 from attncalc.neighbors import fresh_graph
@@ -122,6 +124,18 @@ def test_outputs_move_with_the_atoms() -> None:
     forces = forces.index_add(0, graphs.long.senders, -gradient)
     bare = evaluate(potential([]), fresh_graphs(potential([]), System.from_ase(ethanol())))
     assert (result.forces - bare.forces - forces).abs().amax() > 1e-3
+
+
+def test_outputs_that_no_term_reads_move_no_atom() -> None:
+    whole, system = potential([]), System.from_ase(ethanol())
+    leaf = system.positions.clone().requires_grad_()
+    energy = whole.energies(fresh_graphs(whole, system.with_positions(leaf))).sum()
+    (expected,) = torch.autograd.grad(energy, leaf)
+    for runs in (whole, lower(whole)):
+        result = evaluate(runs, fresh_graphs(whole, system))
+        assert result.charges is not None
+        assert result.hirshfeld_ratios is not None
+        assert_close(result.forces, -expected, 1e-10)
 
 
 @pytest.mark.parametrize("end", [CUTOFF, 12.0])
@@ -240,6 +254,29 @@ def test_molecules_and_crystals_have_their_own_range() -> None:
         by_kind.evaluator(System.from_ase(mixed))
     with pytest.raises(ValueError, match=r"infinitely many: set atoms\.pbc = False or long_r"):
         uncut.get_forces(triclinic())
+
+
+def test_a_list_of_longer_range_that_has_ended_is_noticed_without_waiting() -> None:
+    """Of equal skins, as on a GPU, that of longer range ends first where a cell shrinks."""
+    forces, system = Evaluator(potential(terms()), skin=0.3), System.from_ase(triclinic())
+    forces.checks_list_every_step = False
+    forces.renew(system)
+    result, may_miss = forces.without_check(system)
+    assert not may_miss
+    assert_close(result.forces, forces(system).forces, 1e-12)
+    smaller = replace(system, positions=0.97 * system.positions, cell=0.97 * system.cell)
+    assert not forces.neighbors.needs_rebuild(smaller)
+    assert forces.without_check(smaller)[1]
+
+
+def test_virials_of_atoms_have_the_pairs_of_longer_range() -> None:
+    """And stresses are divided by the volume of each structure's own cell."""
+    larger = triclinic()
+    larger.set_cell(1.1 * larger.cell.array, scale_atoms=True)
+    forces, system = Evaluator(potential(terms())), System.from_ase([triclinic(), larger])
+    result, stresses = forces(system), forces.stresses(system)
+    for k, expected in enumerate(result.stress(system)):
+        assert_close(stresses[system.system_idx == k].sum(0), expected, 1e-10)
 
 
 def test_another_range_at_run_time() -> None:

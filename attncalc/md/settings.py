@@ -30,7 +30,9 @@ class Settings:
         friction: 1 / ASE time (0.01 / ase.units.fs), of Langevin dynamics.
         pressure: GPa, of "npt".
         every: steps between frames of the trajectory and rows of the log.
-        seed: of initial velocities and random forces; 0 .. 2^32 - 1.
+        seed: of initial velocities and random forces; 0 .. 2^32 - 1. None: 0, or if the atoms have
+            velocities, a number made of them: else a run that continues another one would repeat
+            its noise.
         thermostat: "langevin" or "bussi", of "nvt": see `attncalc.md.integrators`.
         relaxation: relaxation time of velocity rescaling ("bussi", "npt"), ASE time units (100 *
             ase.units.fs).
@@ -51,7 +53,7 @@ class Settings:
     friction: float = 0.01 / units.fs
     pressure: float = 0.0
     every: int = 10
-    seed: int = 0
+    seed: int | None = None
     thermostat: str = "langevin"
     relaxation: float = 100 * units.fs
     cell_relaxation: float = 1000 * units.fs
@@ -83,7 +85,8 @@ class Settings:
         whole_number("n_steps", self.n_steps, 1, MOST_STEPS)
         whole_number("every", self.every, 1, MOST_STEPS)
         # the range of the noise of attncalc's integrators, so that a seed is valid for ASE's, too
-        whole_number("seed", self.seed, 0, LOW_32_BITS)
+        if self.seed is not None:
+            whole_number("seed", self.seed, 0, LOW_32_BITS)
         check_timestep(self.timestep)
         check_friction(self.friction)
         positive("temperature", self.temperature)

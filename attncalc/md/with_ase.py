@@ -25,6 +25,7 @@ from attncalc.files import Appended, NoSpaceLeft, naming_full_disk, refuse_exist
 from attncalc.files.hdf5_writing import WritableFile
 from attncalc.md.integrator import PRESSURE
 from attncalc.md.log_file import COLUMNS, NOVELTY, SPREAD, LogSummary, line
+from attncalc.md.noise import seed_of
 from attncalc.md.settings import Settings
 from attncalc.md.velocities import Thermometer, runaway, stop_fixed
 from attncalc.md.watch import EVERY, sentence
@@ -88,10 +89,13 @@ def run_with_ase(
     trajectory = Path(trajectory)
     log_file = trajectory.with_suffix(".csv")
     refuse_existing(trajectory, log_file)
-    rng = np.random.default_rng(settings.seed)
+    momenta, seed = atoms.get_momenta(), settings.seed
+    if seed is None:
+        seed = seed_of(momenta) if momenta.any() else 0
+    rng = np.random.default_rng(seed)
     thermometer = Thermometer.for_run(atoms, settings.ensemble)
     stop_fixed(atoms)
-    if not atoms.get_momenta().any():
+    if not momenta.any():
         thermometer.draw(atoms, settings.temperature, rng)
     if settings.ensemble == "npt" and _remove_drift(atoms) and tell is not None:
         tell("ASE's npt would count the motion of the centre of mass as heat: removed")

@@ -21,6 +21,7 @@ from contract import ELEMENTS, randomise
 from attncalc import AttnCalculator
 from attncalc.md import ENSEMBLES, LogSummary, Settings, read_log, run_with_ase, with_ase
 from attncalc.md.log_file import Row
+from attncalc.md.noise import seed_of
 from attncalc.md.with_ase import COLUMNS
 from attncalc.nn.so3krates import So3krates, So3kratesConfig
 from attncalc.potential import Potential
@@ -245,6 +246,23 @@ def test_a_seed_fixes_every_bit(ensemble: str, tmp_path: Path) -> None:
         assert np.array_equal(same, other)
     assert not np.array_equal(ends["a"][0], ends["c"][0])
     assert (tmp_path / "a.xyz").read_bytes() == (tmp_path / "b.xyz").read_bytes()
+
+
+def test_a_run_that_continues_another_has_other_noise(
+    tmp_path: Path, calculator: AttnCalculator
+) -> None:
+    """With equal noise it would become a copy of the run before."""
+    start = water(calculator)
+    run_with_ase(start, Settings(n_steps=5), tmp_path / "first.xyz")
+    ends = {}
+    for seed in (None, 0, seed_of(start.get_momenta())):
+        atoms = start.copy()
+        atoms.calc = calculator
+        run_with_ase(atoms, Settings(n_steps=5, seed=seed), tmp_path / f"{seed}.xyz")
+        ends[seed] = atoms.get_momenta()
+    of_default, of_zero, of_momenta = ends.values()
+    assert np.array_equal(of_default, of_momenta)
+    assert np.abs(of_default - of_zero).max() > 0.1 * np.abs(of_zero).max()
 
 
 def test_initial_velocities(tmp_path: Path, calculator: AttnCalculator) -> None:

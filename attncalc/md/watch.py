@@ -55,9 +55,9 @@ class Watch(Callback):
         self._tell, self._stop, self._told, self._timestep = tell, stop, False, 0.0
 
     def begin(self, state: MDState, integrator: Integrator) -> None:
-        """Store the timestep."""
+        """Store the timestep, and forget what an earlier run found."""
         del state
-        self._timestep = integrator.timestep
+        self._timestep, self._told, self.stops = integrator.timestep, False, False
 
     def resume(self, state: MDState, integrator: Integrator) -> None:
         """Store the timestep; if the run was stopped here, it is stopped again."""

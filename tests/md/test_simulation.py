@@ -24,6 +24,7 @@ from attncalc.evaluator import Evaluator
 from attncalc.md import simulation
 from attncalc.md.callback import Callback
 from attncalc.md.force import ForceOfFunction
+from attncalc.md.watch import Watch
 from attncalc.neighbors import ImpossiblePositions
 from attncalc.result import Result
 
@@ -496,6 +497,18 @@ def test_files_of_a_finished_run_survive_another_with_the_same_callbacks(
         with pytest.raises(FileExistsError, match="exists: choose another name"):
             md.run(VERLET, force, last, 4, callbacks=[new, callback])
         assert callback.path.read_bytes() == written
+
+
+def test_a_watch_begins_anew_with_every_run() -> None:
+    """One that has stopped a run must not stop the next one at its first state."""
+    ethanol_forces, told = Evaluator(load("so3krates-ethanol")), []
+    watch = Watch(ethanol_forces, told.append, every=1, stop=True)
+    outside = ethanol()
+    outside.rattle(0.3, seed=1)
+    for atoms, n_steps, n_told in ((outside, 0, 1), (ethanol(), 3, 1), (outside, 0, 2)):
+        first = start(ethanol_forces, atoms, integrator=VERLET, temperature=1.0)
+        assert md.run(VERLET, ethanol_forces, first, 3, callbacks=[watch]).step == n_steps
+        assert len(told) == n_told
 
 
 def test_callbacks_end_after_an_error() -> None:

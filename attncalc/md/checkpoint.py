@@ -91,7 +91,8 @@ class Checkpoint(Callback):
         seconds: float = 0.0,
         info: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path, self.every, self.seconds = Path(path), every, seconds
+        # the current folder may change before and during a run
+        self.path, self.every, self.seconds = Path(path).absolute(), every, seconds
         self.info = dict(info or {})
         self._integrator: Integrator | None = None
         self._saved_at = -math.inf

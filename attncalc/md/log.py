@@ -51,8 +51,9 @@ class Log(Callback):
         also: Sequence[Column] = (),
         trajectory: str | Path | None = None,
     ) -> None:
-        self.path, self.every, self._also = Path(path), every, tuple(also)
-        self.trajectory = None if trajectory is None else Path(trajectory)
+        # the current folder may change before and during a run
+        self.path, self.every, self._also = Path(path).absolute(), every, tuple(also)
+        self.trajectory = None if trajectory is None else Path(trajectory).absolute()
         self.summary = LogSummary()
         self._file: Appended | None = None
         self._columns: tuple[str, ...] = ()

@@ -499,6 +499,29 @@ def test_files_of_a_finished_run_survive_another_with_the_same_callbacks(
         assert callback.path.read_bytes() == written
 
 
+def test_files_stay_in_one_folder_where_the_current_one_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Leaves(Callback):
+        every = 2
+
+        def __call__(self, state: md.MDState) -> None:
+            monkeypatch.chdir(tmp_path / ("b" if state.step < 2 else "c"))
+
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    files = [md.Log("run.csv", every=1, trajectory="run.h5md"), md.Checkpoint("run.ckpt", every=1)]
+    callbacks = [md.H5MDWriter("run.h5md", every=1), *files, Leaves()]
+    monkeypatch.chdir(tmp_path)
+    force = springs(1.0)
+    last = md.run(VERLET, force, start(force, integrator=VERLET), 4, callbacks=callbacks)
+    written = sorted(str(one.relative_to(tmp_path)) for one in tmp_path.glob("*/*"))
+    assert written == ["a/run.ckpt", "a/run.csv", "a/run.h5md"]
+    assert len(md.read_log(tmp_path / "a" / "run.csv")) == 5
+    assert md.load_checkpoint(tmp_path / "a" / "run.ckpt").state.step == last.step
+
+
 def test_a_watch_begins_anew_with_every_run() -> None:
     """One that has stopped a run must not stop the next one at its first state."""
     ethanol_forces, told = Evaluator(load("so3krates-ethanol")), []

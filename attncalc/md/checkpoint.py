@@ -111,7 +111,8 @@ class Checkpoint(Callback):
         """Continue with an existing file, if there is one.
 
         Raises:
-            ValueError: it is not the checkpoint of this run; it is not changed.
+            ValueError: it is not the checkpoint of this run, or one of a later step; it is not
+                changed.
         """
         if self.path.exists():
             there = load_checkpoint(self.path)
@@ -127,6 +128,12 @@ class Checkpoint(Callback):
                 raise ValueError(
                     f"{self.path}: the checkpoint of another run (of other atoms, integrator or "
                     "seed): name a new file"
+                )
+            if there.state.step > state.step:  # what lies between would be lost
+                raise ValueError(
+                    f"{self.path}: it is of step {there.state.step}, this state of step "
+                    f"{state.step}: load the checkpoint again to continue from there, or remove "
+                    "it to discard the later steps"
                 )
         self._integrator = integrator
 

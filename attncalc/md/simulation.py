@@ -102,17 +102,17 @@ def run(
     last = state.step + n_steps
     longest = CHUNK[force.device.type] if chunk is None else chunk
     lifetime = _ListLifetime()
+    n_others = sum(not isinstance(one, Checkpoint) for one in callbacks)
+    checkpoints_first = [*callbacks[n_others:], *callbacks[:n_others]]
     begun: list[Callback] = []
     seen = False  # whether callbacks have seen a state
     try:
-        for callback in callbacks:
-            begun.append(callback)
-            callback._is_new = False  # a file of an earlier run must not be forgotten
-            (callback.resume if resumed else callback.begin)(state, integrator)
-        with finished_before_ctrl_c():
+        with finished_before_ctrl_c():  # no lock is kept, and no file is cut in part
+            for callback in checkpoints_first:  # they refuse a state before files are cut to it
+                begun.append(callback)
+                callback._is_new = False  # a file of an earlier run must not be forgotten
+                (callback.resume if resumed else callback.begin)(state, integrator)
             if not resumed:
-                n_others = sum(not isinstance(one, Checkpoint) for one in callbacks)
-                checkpoints_first = [*callbacks[n_others:], *callbacks[:n_others]]
                 _call(checkpoints_first, state, at_all_costs=True)
             elif state.step == 0 or n_steps == 0 or any(one.stops for one in callbacks):
                 # stopped after the checkpoint, perhaps before all else; or its last frame again

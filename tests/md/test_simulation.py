@@ -499,6 +499,26 @@ def test_files_of_a_finished_run_survive_another_with_the_same_callbacks(
         assert callback.path.read_bytes() == written
 
 
+def test_a_state_of_an_earlier_step_does_not_cut_the_files_of_its_run(tmp_path: Path) -> None:
+    """As where the cell of a notebook that resumes a run is executed twice."""
+    force = springs(1.0)
+    callbacks = [
+        md.H5MDWriter(tmp_path / "run.h5md", every=1),
+        md.Log(tmp_path / "run.csv", every=1),
+        md.Checkpoint(tmp_path / "run.ckpt", every=1),
+    ]
+    md.run(VERLET, force, start(force, integrator=VERLET), 2, callbacks=callbacks)
+    restart = md.load_checkpoint(tmp_path / "run.ckpt")
+    md.run(restart.integrator, force, restart.state, 4, callbacks=callbacks)
+    written = {one.path: one.path.read_bytes() for one in callbacks}
+    with pytest.raises(ValueError, match=r"run\.ckpt: it is of step 6, this state of step 2: load"):
+        md.run(restart.integrator, force, restart.state, 1, callbacks=callbacks)
+    assert {one.path: one.path.read_bytes() for one in callbacks} == written
+    (tmp_path / "run.ckpt").unlink()
+    md.run(restart.integrator, force, restart.state, 1, callbacks=callbacks)
+    assert len(md.read_h5md(tmp_path / "run.h5md")) == 4
+
+
 def test_files_stay_in_one_folder_where_the_current_one_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

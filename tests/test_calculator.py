@@ -583,13 +583,35 @@ def test_a_position_that_is_no_longer_finite_is_refused(bad: float) -> None:
         atoms.get_forces()
 
 
-def test_numbers_that_overflow_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_that_overflow_are_refused() -> None:
     heap = Atoms("H60", np.random.default_rng(0).uniform(0, 1.2, (60, 3)))
     calculator = AttnCalculator(ETHANOL)
     with pytest.raises(ValueError, match=r"^energy or forces are not finite: atoms are too close"):
         calculator.get_forces(heap)
     with pytest.raises(ValueError, match=r"^structure 1: energy or forces are not finite"):
         calculator.calculate_many([ethanol(), heap])
+
+
+@pytest.mark.parametrize("name", ["energy", "forces"])
+def test_one_number_that_overflows_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An energy whose forces are finite, and a force whose energy is finite."""
+
+    def overflowing(evaluate):
+        def evaluated(*args):
+            result = evaluate(*args)
+            getattr(result, name).view(-1)[-1] = torch.inf
+            return result
+
+        return evaluated
+
+    for place in (module, structures_module):
+        monkeypatch.setattr(place, "evaluate", overflowing(place.evaluate))
+    calculator = AttnCalculator(ETHANOL, device="cpu")
+    with pytest.raises(ValueError, match=r"^energy or forces are not finite: atoms are too close"):
+        calculator.calculate(ethanol())
+    assert not calculator.results
+    with pytest.raises(ValueError, match=r"^structure 0: energy or forces are not finite"):
+        calculator.calculate_many([ethanol()])
 
 
 def test_a_calculator_without_a_structure() -> None:

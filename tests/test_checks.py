@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,25 @@ def test_members_that_know_no_common_multiplicity() -> None:
         member.scale.mul_(spin)  # two of a committee differ
     with pytest.raises(ValueError, match="no multiplicity is known to all members of this"):
         verify(Committee(members), ethanol())
+
+
+@pytest.mark.parametrize(
+    ("charge", "spin", "is_known"),
+    [(-2, 1, False), (-1, 2, True), (0, 1, True), (0, 3, True), (0, 5, False), (1, 2, True)]
+    + [(2, 3, False)],
+)
+def test_charges_and_multiplicities_of_the_training(charge: int, spin: int, is_known: bool) -> None:
+    """Those of molecules are compared, those of a cell in any number of directions are not."""
+    potential = random_potential(embed_charge=True, embed_spin=True)
+    potential.training_info = {"total_charges": [-1, 1], "multiplicities": [1, 3]}
+    atoms = ethanol()
+    atoms.info = {"charge": charge, "spin": spin}
+    with nullcontext() if is_known else pytest.raises(ValueError, match="was trained on"):
+        check_system(potential, System.from_ase([ethanol(), atoms]))
+    atoms.set_cell([10.0] * 3)
+    for pbc in ((True, False, False), (True, True, False), True):
+        atoms.pbc = pbc
+        check_system(potential, System.from_ase(atoms))
 
 
 @pytest.mark.parametrize("spin", [None, 5])

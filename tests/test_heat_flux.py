@@ -297,6 +297,13 @@ def test_models_of_the_whole_structure_have_none(model, words: str) -> None:
         calc.get_heat_flux(moving(ethanol()))
 
 
+def test_ions_of_a_model_without_charge_input_are_refused() -> None:
+    atoms = moving(ethanol())
+    atoms.info["charge"] = 1
+    with pytest.raises(ValueError, match="neutral structures only"):
+        AttnCalculator(so3krates(), device="cpu").get_heat_flux(atoms)
+
+
 def test_it_is_of_one_structure_with_a_velocity_for_every_atom(calc: AttnCalculator) -> None:
     atoms = ethanol()
     flux, system = HeatFlux(calc.potential), System.from_ase(atoms)

@@ -99,3 +99,8 @@ def test_hessian_is_refused_by_name() -> None:
         calc.get_hessian(ethanol(), displacement=0.0)
     with pytest.raises(ValueError, match="Si"):
         calc.get_hessian(bulk("Si"))
+    ion = ethanol()
+    ion.info["charge"] = 1
+    for method in ("autograd", "differences"):
+        with pytest.raises(ValueError, match="neutral structures only"):
+            calc.get_hessian(ion, method=method)

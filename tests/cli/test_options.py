@@ -59,20 +59,26 @@ def test_threads_of_eval_and_nonsense(monkeypatch: pytest.MonkeyPatch) -> None:
     assert attncalc("verify", COPPER, "--threads", 0).exit_code == 2
 
 
-def test_threads_reach_the_model_and_a_run_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_and_dtype_reach_the_model_and_a_run_keeps_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     write("cu.extxyz", bulk("Cu", a=3.6, cubic=True))
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
-    taken: list[int] = []
+    other = {torch.float32: torch.float64, torch.float64: torch.float32}[load(COPPER).dtype]
+    taken: list[tuple[int, torch.dtype]] = []
     take = Potential.set_num_threads
     monkeypatch.setattr(
-        Potential, "set_num_threads", lambda self, n: (taken.append(n), take(self, n))
+        Potential,
+        "set_num_threads",
+        lambda self, n: (taken.append((n, self.dtype)), take(self, n)),
     )
     run = ("md", "cu.extxyz", "--model", COPPER, "--temperature", 10, "-o", "run.h5md")
-    succeeds(*run, "--steps", 2, "--threads", 2)
-    assert taken[-1] == 2
+    dtype = ("--dtype", str(other).removeprefix("torch."))
+    succeeds(*run, "--steps", 2, "--threads", 2, *dtype)
+    assert taken[-1] == (2, other)
     for threads, expected in (((), 2), (("--threads", 3), 3)):
         succeeds("md", "--resume", "run.h5md", "--steps", 2 + expected, *threads)
-        assert taken[-1] == expected
+        assert taken[-1] == (expected, other)
 
 
 def test_long_range_cutoff(ethanol_file: str, charged_model: str) -> None:

@@ -267,6 +267,8 @@ def test_a_slab_and_ghosts_are_refused(potential) -> None:
     slab.calc = AttnCalculator(potential, device="cpu")
     with pytest.raises(ValueError, match="three periodic directions or none"):
         slab.get_potential_energy()
+    with pytest.raises(ValueError, match="three periodic directions or none"):
+        slab.calc.evaluator.check(System.from_ase([box(), slab, molecule("H2O")]))
     water = box()
     water.calc = AttnCalculator(potential, device="cpu")
     with pytest.raises(PropertyNotImplementedError, match="stress per atom: this model has an Ewa"):

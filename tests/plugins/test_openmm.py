@@ -90,6 +90,8 @@ def test_charge_and_multiplicity(tmp_path):
         found, on_atoms = results(made)
         assert found == pytest.approx(energy, abs=1e-9)
         np.testing.assert_allclose(on_atoms[:2], forces, atol=1e-8)
+    again = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system))
+    assert results(context(again, hydroxide.positions))[0] == pytest.approx(energy, abs=1e-9)
 
 
 def test_a_box_that_changes_is_followed():

@@ -141,8 +141,10 @@ def test_members_that_know_no_common_multiplicity() -> None:
 
 @pytest.mark.parametrize(
     ("charge", "spin", "is_known"),
-    [(-2, 1, False), (-1, 2, True), (0, 1, True), (0, 3, True), (0, 5, False), (1, 2, True)]
-    + [(2, 3, False)],
+    [
+        *((-2, 1, False), (-1, 2, True), (0, 1, True), (0, 3, True)),
+        *((0, 5, False), (1, 2, True), (2, 3, False)),
+    ],
 )
 def test_charges_and_multiplicities_of_the_training(charge: int, spin: int, is_known: bool) -> None:
     """Those of molecules are compared, those of a cell in any number of directions are not."""

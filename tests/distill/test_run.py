@@ -19,9 +19,9 @@ pytest.importorskip("lightning", reason="needs lightning: pip install attncalc[d
 
 from attncalc.data.errors import Errors
 from attncalc.distill import labels as stored_labels
-from attncalc.distill import run
+from attncalc.distill import report, run
 from attncalc.distill.explore import FEWEST_TESTED, HEATS, Pool, fair_sample, n_at_target
-from attncalc.distill.report import Product, _info, _lines
+from attncalc.distill.report import Product, _best, _info, _lines
 from attncalc.distill.run import Distilled, Goal, Settings, distill
 from attncalc.model_file import shipped_models
 from attncalc.sampling.oracles import Labels
@@ -341,6 +341,32 @@ def test_the_time_of_a_stage_is_that_of_all_calls(
     assert len(done.state.rounds) == 1
 
 
+def test_frames_outside_are_counted_at_the_target_temperature(tmp_path: Path, monkeypatch) -> None:
+    """Hotter replicas and the equilibration may leave the training data."""
+    explore = run.explore
+
+    def explored(*args: Any, **options: Any) -> Pool:
+        pool = explore(*args, **options)
+        pool.novelty[~pool.at_target] = 2.0
+        pool.novelty[np.flatnonzero(pool.at_target)[::4]] = 1.5
+        return pool
+
+    monkeypatch.setattr(run, "explore", explored)
+    done = go(tmp_path, Springs(), Goal(SOON, labels=60))
+    assert done.state.rounds[0].outside == pytest.approx(0.25, abs=0.01)
+    assert len(done.faults) == 1
+    assert done.faults[0].endswith("% of the frames are outside the training")
+
+
+def test_the_shape_is_that_of_the_lowest_energy(tmp_path: Path) -> None:
+    far = TRIPLE.copy()
+    far.positions[2, 0] = 3.0
+    done = go(tmp_path, Springs(), Goal(NEVER, labels=60), far)
+    energies = [done.store.labels[row].energy for row in done.state.path]
+    assert energies == sorted(energies, reverse=True)
+    assert energies[-1] < 0.01 < 0.3 < energies[0]
+
+
 def test_models_know_the_electrons_that_they_were_made_for(tmp_path: Path) -> None:
     done = go(tmp_path, Springs(), Goal(NEVER, labels=60))
     done = replace(done, potential=SimpleNamespace(members=[None]))
@@ -394,3 +420,10 @@ def test_the_report_says_where_test_frames_are_from(tmp_path: Path, monkeypatch)
     assert others > 0
     said = f"at 300 K ({others} of them from hotter replicas and the equilibration), chosen by"
     assert said_in_report(done, said)
+
+
+def test_the_fast_model_is_the_member_with_the_smallest_error(monkeypatch) -> None:
+    maes = {"first": 0.3, "second": 0.1, "third": 0.2}
+    monkeypatch.setattr(report, "predict", lambda member, data: member)
+    monkeypatch.setattr(report, "errors", lambda of, data: SimpleNamespace(force_mae=maes[of]))
+    assert _best(SimpleNamespace(members=[*maes]), None) == "second"

@@ -100,6 +100,10 @@ def test_to_moves_every_tensor():
         (with_info(molecule("H2O"), charge=np.int64(-1), spin=2.0), (-1, 2)),
         (with_info(molecule("H2O"), spin=None), (0, 1)),
         (with_info(Atoms("H"), charge=1), (1, 1)),
+        # all electrons unpaired, or none is there
+        (with_info(Atoms("H"), spin=2), (0, 2)),
+        (with_info(Atoms("He"), spin=3), (0, 3)),
+        (with_info(Atoms("H"), charge=1, spin=1), (1, 1)),
     ],
 )
 def test_charge_and_spin(atoms, expected):

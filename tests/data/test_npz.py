@@ -51,6 +51,13 @@ def test_md17_names(arrays, written):
     assert all(atoms.info == {} and not atoms.pbc.any() for atoms in found.structures)
 
 
+def test_arrays_by_columns(arrays, written):
+    """As Fortran and transposed arrays are stored."""
+    by_column = {name: np.asfortranarray(array) for name, array in arrays.items()}
+    assert not by_column["R"].flags.c_contiguous
+    _assert_same(data.read(written(by_column), energy_unit="eV"), arrays)
+
+
 def test_rmd17_names_and_their_old_labels(arrays, written):
     path = written(
         {

@@ -98,6 +98,20 @@ def test_unfinished_files_of_ended_processes_are_removed(tmp_path: Path) -> None
     assert {path.name for path in tmp_path.iterdir()} == {"a", *kept}
 
 
+def test_a_file_that_another_user_writes_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(process: int, number: int) -> None:
+        assert number == 0  # only asked
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", kill)
+    theirs = tmp_path / f".a.{files._HOST}.1.part"
+    theirs.write_bytes(b"half")
+    write_atomically(tmp_path / "a", b"whole")
+    assert theirs.read_bytes() == b"half"
+
+
 def test_a_folder_that_is_written_elsewhere_is_kept(tmp_path: Path) -> None:
     folder = tmp_path / ".a.xyz.elsewhere.1.part"
     folder.mkdir()

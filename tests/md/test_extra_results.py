@@ -136,6 +136,25 @@ def test_what_there_is_not_is_refused_before_the_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("suffix", [".xyz", ".traj"])
+def test_a_frame_of_ase_is_not_written_twice(suffix: str, tmp_path: Path) -> None:
+    """As where a run stops or explodes at a frame."""
+    writer = FrameWriter(tmp_path / f"run{suffix}", WATER, every=10)
+    writer.begin(state_at(0, WATER), HALF_FS)
+    for step in (0, 0, 10, 15, 15):
+        writer(state_at(step, WATER))
+    assert (writer.n_frames, writer.time) == (3, 7.5)
+    writer.end()
+    frames = read(writer.path, ":")
+    assert len(frames) == 3
+    for step, frame in zip((0, 10, 15), frames, strict=True):
+        state = state_at(step, WATER)
+        np.testing.assert_allclose(frame.positions, state.system.positions, atol=1e-7)
+        np.testing.assert_allclose(frame.get_momenta(), state.momenta, atol=1e-7)
+        if suffix == ".xyz":
+            assert (frame.info["step"], frame.info["time_fs"]) == (step, step / 2)
+
+
 def test_stress_is_that_of_the_calculator(tmp_path: Path) -> None:
     """In both formats, for a crystal with a sheared cell."""
     atoms = bulk("Cu", cubic=True)

@@ -62,9 +62,17 @@ def ethanol() -> Atoms:
     return atoms
 
 
-@pytest.mark.parametrize("atoms", [ethanol(), silicon()], ids=["molecule", "triclinic"])
+def slab() -> Atoms:
+    atoms = silicon()
+    atoms.pbc = (True, True, False)
+    return atoms
+
+
+@pytest.mark.parametrize(
+    "atoms", [ethanol(), silicon(), slab()], ids=["molecule", "triclinic", "slab"]
+)
 def test_the_calculators_numbers_alone_and_in_a_batch(atoms, tmp_path):
-    model = "so3krates-silicon" if atoms.pbc.all() else "so3krates-ethanol"
+    model = "so3krates-silicon" if atoms.pbc.any() else "so3krates-ethanol"
     write(tmp_path / "start.xyz", atoms)
     driver = Driver(model=model, template=str(tmp_path / "start.xyz"), device="cpu")
     beads = []

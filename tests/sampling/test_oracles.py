@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 import teachers
 from ase import Atoms, units
-from ase.build import bulk, molecule
+from ase.build import bulk, fcc111, molecule
 from ase.calculators.calculator import Calculator
+from ase.constraints import FixAtoms
+from contract import random_potential
+from networks import tiny_so3krates
 from teachers import spheres, tiny_model
 
-from attncalc import AttnCalculator, Evaluator
+from attncalc import AttnCalculator, Evaluator, save
 from attncalc.sampling.oracles import Labels, load_oracle
 from attncalc.sampling.relaxation import CONVERGED, relaxations
+
+COPPER = Path(__file__).parents[1] / "models" / "cu-emt.safetensors"
 
 
 def structures() -> list[Atoms]:
@@ -59,6 +64,36 @@ def test_a_model_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     found = oracle.label(structures())
     assert [isinstance(labels, str) for labels in found] == [True, False, True, False, True]
     assert found[0] == "this model was not trained on C"
+
+
+def test_charges_and_multiplicities_are_refused_one_by_one(tmp_path: Path) -> None:
+    """Of equal atoms, in any order."""
+    save(random_potential(tiny_so3krates(3.5)), tmp_path / "neutral.safetensors")
+    oracle, known = load_oracle(str(tmp_path / "neutral.safetensors")), structures()[0]
+    many = [known.copy() for _ in range(5)]
+    many[0].info["spin"] = 3
+    many[2].info |= {"charge": -1, "spin": 2}
+    many[4].info |= {"charge": 1, "spin": 2}
+    labels = oracle.label(many)
+    assert [isinstance(one, str) for one in labels] == [True, False, True, False, True]
+    assert labels[0].startswith("multiplicity 3")
+    assert labels[2].startswith("total charge -1 e")
+    assert labels[1].energy == pytest.approx(labels[3].energy)
+
+
+def test_every_crystal_has_a_stress_of_its_own() -> None:
+    """A slab without a third cell vector and a molecule have none."""
+    crystals = [bulk("Cu", a=a, cubic=True) * (1, 1, n) for a, n in ((3.5, 1), (3.6, 2), (3.7, 1))]
+    slab = fcc111("Cu", (1, 1, 2), a=3.6)
+    many = [*crystals, slab, Atoms("Cu2", [[0, 0, 0], [0, 0, 2.3]])]
+    for atoms in many:
+        atoms.info = {"charge": 0, "spin": 1}
+    labels = load_oracle(str(COPPER)).label(many)
+    calculator = AttnCalculator(COPPER)
+    for atoms, one in zip(crystals, labels, strict=False):
+        np.testing.assert_allclose(one.stress, calculator.get_stress(atoms), atol=1e-6)
+    assert labels[0].stress[0] < -0.01 < 0.01 < labels[2].stress[0]
+    assert labels[3].stress is labels[4].stress is None
 
 
 def test_a_structure_beyond_all_is_refused_alone(tmp_path: Path) -> None:
@@ -144,6 +179,10 @@ def test_any_calculator() -> None:
     first = labels.forces.copy()
     oracle.label(structures()[:3])
     np.testing.assert_array_equal(labels.forces, first)
+    atoms.set_constraint(FixAtoms([0]))  # not of the labels
+    (of_fixed,) = oracle.label([atoms])
+    np.testing.assert_array_equal(of_fixed.forces, first)
+    assert atoms.constraints
     digest = hashlib.sha256(Path(teachers.__file__).read_bytes()).hexdigest()
     assert oracle.teacher == f"teachers:spheres, SHA-256 of the module {digest}"
     assert oracle.level_of_theory == "teachers:spheres"

@@ -99,17 +99,18 @@ class Spectrum:
         """
         from scipy.signal import find_peaks  # slow to import, and rarely needed
 
-        shown = np.where(self.wavenumbers <= self.highest, values, 0.0)
         lowest = int(np.searchsorted(self.wavenumbers, self.resolution))
-        largest = shown[lowest:].max(initial=0.0)
+        end = int(np.searchsorted(self.wavenumbers, self.highest, side="right"))
+        largest = values[lowest:end].max(initial=0.0)
         if not largest > 0:
             return []
         least = PROMINENCE * largest
-        found, _ = find_peaks(shown[lowest:], height=least, prominence=least)
+        # in all values: a slope that goes on beyond the highest wavenumber is no peak
+        found, _ = find_peaks(values[lowest:], height=least, prominence=least)
         step = self.wavenumbers[1] - self.wavenumbers[0]
         peaks = []
-        for k in found + lowest:
-            left, middle, right = shown[k - 1 : k + 2]
+        for k in found[found + lowest < end] + lowest:
+            left, middle, right = values[k - 1 : k + 2]
             curvature = left - 2 * middle + right
             shift = 0.5 * (left - right) / curvature if curvature < 0 else 0.0
             height = middle - 0.25 * (left - right) * shift

@@ -232,6 +232,19 @@ def test_frames_that_show_no_spectrum(tmp_path: Path) -> None:
         spectrum_of(tmp_path / "none.h5md")
 
 
+@pytest.mark.parametrize(
+    ("highest", "centres"), [(1900.0, [1501.0, 1000.0]), (1480.0, [1000.0]), (900.0, [])]
+)
+def test_a_slope_that_is_cut_off_is_no_peak(highest: float, centres: list[float]) -> None:
+    wavenumbers = np.arange(0.0, 2000.0, 2.5)
+    heights = {1000.0: 1.0, 1501.0: 5.0, 3.0: 9.0}
+    values = sum(h * np.exp(-(((wavenumbers - c) / 25) ** 2)) for c, h in heights.items())
+    spectrum = Spectrum(wavenumbers, values, None, 10.0, highest, *[1.0] * 5)
+    found = spectrum.peaks(values)
+    assert [peak for peak, _ in found] == pytest.approx(centres, abs=0.01)
+    assert [height for _, height in found] == pytest.approx([heights[c] for c in centres], rel=1e-4)
+
+
 def test_numbers_as_text(tmp_path: Path) -> None:
     path = trajectory(tmp_path / "run.h5md", [CO], 400, every=2, temperature=100)
     found = spectrum_of(path, resolution=700)

@@ -174,9 +174,9 @@ def test_every_frame_is_looked_at(
 
 @pytest.mark.parametrize("integrator", ["native", "ase"])
 def test_md_stops_when_unknown(integrator: str, model: str, inside: str) -> None:
+    hot = ("md", inside, "--model", model, "--temperature", 3000, "--integrator", integrator)
     said, told = ends_outside(
-        *("md", inside, "--model", model, "--temperature", 3000, "--steps", 200, "--json"),
-        *("--integrator", integrator, "-o", "run.xyz", "--stop-when-unknown"),
+        *hot, "--steps", 200, "--json", "-o", "run.xyz", "--stop-when-unknown"
     )
     step = int(re.findall(r"step (\d+)", told)[0])
     assert 0 < step == json.loads(said)["steps"] < 200
@@ -185,6 +185,10 @@ def test_md_stops_when_unknown(integrator: str, model: str, inside: str) -> None
     assert [row["novelty"] > 1 for row in rows] == [False] * (len(rows) - 1) + [True]
     assert len(frames) == len(rows)
     assert rows[-1]["time_fs"] == pytest.approx(0.5 * step)
+    # the first step of all, not of those that are written
+    ends_outside(*hot, "--steps", step, "--every", 1, "-o", "all.xyz")
+    novelties = [row["novelty"] for row in md.read_log("all.csv")]
+    assert [novelty > 1 for novelty in novelties] == [False] * step + [True]
 
 
 def test_a_run_that_was_stopped_goes_on(model: str, inside: str) -> None:

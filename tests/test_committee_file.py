@@ -63,6 +63,18 @@ def test_weights_stand_in_one_file(folder):
     assert {name[:10] for name in load_file(folder / "all.safetensors")} == {"members.2."}
 
 
+def test_a_file_of_another_baseline_is_not_referred_to(folder):
+    """The results of equal weights are then to be added to those of another method."""
+    deltas = [member(seed) for seed in (0, 1)]
+    for one in deltas:
+        one.training_info = {"baseline": "GFN2-xTB"}
+    save(deltas[1], folder / "delta.safetensors")
+    save(Committee(deltas), folder / "both.safetensors", refer_to=["a", "b", "delta"])
+    entries = stored_header(folder / "both.safetensors")["members"]
+    assert [entry.get("name", "its own") for entry in entries] == ["its own", "delta"]
+    assert load(folder / "both.safetensors").baseline == "GFN2-xTB"
+
+
 def test_the_same_committee_to_the_bit(folder):
     again, whole = load(folder / "all.safetensors"), load(folder / "whole.safetensors")
     assert again.training_info == whole.training_info == {"data": "none"}

@@ -151,6 +151,31 @@ def test_disagreement_is_the_worst_of_all_probes() -> None:
     assert disagreement(plain, plain) == 0.0
 
 
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_one_probe_that_gives_no_number_is_a_disagreement(
+    place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = random_potential()
+    errors = [1e-9] * len(module._tried(plain.species, plain.cutoff, "cpu"))
+    errors[place] = np.nan
+    monkeypatch.setattr(module, "deviation", lambda *_, left=iter(errors): next(left))
+    assert np.isnan(disagreement(plain, plain))
+
+
+def test_pairs_of_every_element_are_tried_up_to_the_cutoff() -> None:
+    """None so close that the plain path takes its whole batch, but those meant for it."""
+    lengths: dict[int, list[float]] = {z: [] for z in ELEMENTS}
+    for batch in module._tried(ELEMENTS, 4.0, "cpu"):
+        of_pairs = [atoms.get_distance(0, 1) for atoms in batch if len(atoms) == 2]
+        for atoms, length in zip(batch, of_pairs, strict=False):
+            lengths[int(atoms.numbers[0])].append(length)
+        assert max(of_pairs, default=0) <= SHORTEST + 1e-9 or min(of_pairs) > SHORTEST
+    for one in lengths.values():
+        assert min(one) < SHORTEST
+        assert max(one) > 3.9
+        assert np.diff(sorted(one)).max() < 0.5
+
+
 def test_on_a_gpu_programs_for_many_atoms_are_tried_too() -> None:
     pytest.importorskip("triton")
     from attncalc.kernels.so3krates_gpu.engine import FEW
@@ -185,6 +210,19 @@ def test_a_compiler_that_fails_leaves_the_plain_path(
     with caplog.at_level(logging.WARNING, logger="attncalc.fast"):
         assert lower(plain) is plain
     assert "does not run here (Numba needs another NumPy)" in caplog.text
+
+
+def test_threads_that_give_no_numbers_leave_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def measured(fast: Potential, plain: Potential) -> float:
+        return np.nan if fast.network.engine.threads > 1 else 0.0
+
+    monkeypatch.setattr(module, "disagreement", measured)
+    with caplog.at_level(logging.WARNING, logger="attncalc.fast"):
+        fast = lower(load("so3krates-silicon", threads=2))
+    assert fast.network.engine.threads == 1
+    assert "in 2 threads results are off by nan: one is taken" in caplog.text
 
 
 def test_threads_that_do_not_work_leave_one(

@@ -107,6 +107,9 @@ def test_what_members_were_trained_on_is_kept(folder):
         load(folder / "new.safetensors"),
         Committee([member(0), member(1)], training=of_itself),  # as trainings write it
         lower(load(folder / "new.safetensors", dtype="float32")),
+        # members of a file, alone and in another committee
+        *load(folder / "new.safetensors").members,
+        Committee([load(folder / "new.safetensors"), member(2)]),
     ):
         assert committee.knows_closed_shells_only
         assert committee.known_charges == (-1, 1)

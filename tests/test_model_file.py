@@ -343,6 +343,22 @@ def test_other_files(path: Path, content: bytes, what: str) -> None:
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "places", [[(0, 8), (0, 8)], [(0, 4), (8, 12)], [(4, 8), (8, 12)], [(0, 8), (4, 12)]]
+)
+def test_tensors_that_share_bytes_or_leave_gaps(path: Path, places: list[tuple[int, int]]) -> None:
+    """Small files could otherwise describe tensors that fill the memory."""
+    tensors = {
+        f"tensor {k}": {"dtype": "F32", "shape": [(end - at) // 4], "data_offsets": [at, end]}
+        for k, (at, end) in enumerate(places)
+    }
+    text = json.dumps(tensors).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(places[-1][1]))
+    for read in (load, header):
+        with pytest.raises(ValueError, match="tensors overlap, or leave gaps"):
+            read(path)
+
+
 @pytest.mark.parametrize("length", [1 << 22, (1 << 22) + 1, 1 << 40, (1 << 63) - 1, (1 << 64) - 1])
 def test_a_header_that_claims_more_than_there_is(path: Path, length: int) -> None:
     path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])

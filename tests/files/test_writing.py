@@ -21,7 +21,7 @@ from attncalc.files import (
     write_atomically,
 )
 from attncalc.files import writing as files
-from attncalc.files.hdf5_writing import new_hdf5
+from attncalc.files.hdf5_writing import WritableFile, new_hdf5
 
 
 def test_what_exists_is_refused(tmp_path: Path) -> None:
@@ -66,6 +66,7 @@ def test_pieces_are_written_as_wholes(tmp_path: Path) -> None:
     with small_files():
         with pytest.raises(NoSpaceLeft, match="no space left on the disk for"):
             file.append(bytes(3000))
+        assert (tmp_path / "a").stat().st_size == 3000  # no reader sees half a piece
         file.append(b"x" * 2000)
     file.close()
     assert (tmp_path / "a").read_bytes() == bytes(3000) + b"x" * 2000
@@ -82,6 +83,21 @@ def test_hdf5_survives_a_full_disk(tmp_path: Path) -> None:
 
     with small_files(), pytest.raises(OSError, match="File too large"):
         write()
+
+
+def test_what_does_not_fit_is_read_from_memory_with_what_is_on_the_disk(tmp_path: Path) -> None:
+    with open(tmp_path / "a", "w+b") as file, small_files():
+        raw = WritableFile(file.fileno())
+        raw.write(b"a" * 3000)
+        assert raw.problem is None
+        for content, at in ((b"b" * 70_000, 3000), (b"c" * 20, 2990)):
+            raw.seek(at)
+            assert raw.write(content) == len(content)
+            assert raw.problem is not None
+        raw.seek(0)
+        found = bytearray(80_000)
+        assert raw.readinto(found) == 73_000
+    assert found == b"a" * 2990 + b"c" * 20 + b"b" * 69_990 + bytes(7000)
 
 
 def test_unfinished_files_of_ended_processes_are_removed(tmp_path: Path) -> None:

@@ -278,6 +278,18 @@ def test_relaxations_go_downhill_to_rest() -> None:
             assert path[-1][0].get_distance(0, 1) == pytest.approx(2 ** (1 / 6) * 0.9, abs=0.02)
 
 
+def test_steps_of_a_relaxation_are_short() -> None:
+    """However large the forces are: here hundreds of eV/Å."""
+    pair = Atoms("H2", [[0, 0, 0], [0, 0, 0.55]], info={"charge": 0, "spin": 1})
+    ((path, _),) = relaxations(load_oracle("teachers:spheres"), [pair], 20)
+    assert np.abs(path[0][1].forces).max() > 100
+    positions = np.array([atoms.positions for atoms, _ in path])
+    steps = np.linalg.norm(np.diff(positions, axis=0), axis=(1, 2))
+    assert steps[0] == pytest.approx(0.3, abs=1e-5)
+    assert steps.max() < 0.3 + 1e-5
+    assert np.abs(path[-1][1].forces).max() < 1
+
+
 class Refusing:
     """Labels one structure, and no other."""
 

@@ -307,8 +307,9 @@ def test_a_checked_engine_serves_equal_potentials(monkeypatch: pytest.MonkeyPatc
     again = load("so3krates-silicon", device="cpu")
     second = lower(again)
     assert second.network.network is again.network
-    one, other = (potential.network.engine for potential in (first, second))
-    assert one is not other
+    third = lower(load("so3krates-silicon", device="cpu"))
+    one, other, another = (potential.network.engine for potential in (first, second, third))
+    assert len({id(engine) for engine in (one, other, another)}) == 3, "each has its own space"
     assert one.weights is other.weights
     graph = build_graph(again, System.from_ase(bulk("Si") * (2, 1, 1)))
     results = [evaluate(potential, graph) for potential in (first, second)]

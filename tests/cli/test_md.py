@@ -810,6 +810,9 @@ def test_md_files_set_aside_by_a_killed_run(copper_file: str) -> None:
     assert "run.h5md exists" in fails(*run)
     assert files() == there
     Path(".run.csv.older").write_bytes(b"of a run that was replaced")
+    kept = Path("run.csv").read_bytes()
+    assert "run.h5md exists" in fails(*run)
+    assert Path("run.csv").read_bytes() == kept
     succeeds("md", "--resume", "run.h5md")
     assert files() == there
 

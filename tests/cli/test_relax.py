@@ -311,6 +311,8 @@ def test_relax_of_several_is_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(relaxed[1].positions[[0, 2]], written[[0, 2]])
     monkeypatch.setattr(module, "ATOMS_AT_ONCE", 1)
     assert succeeds(*common, "-o", "b.xyz").split("wrote")[0] == said.split("wrote")[0]
+    for one, other in zip(relaxed, read("b.xyz", ":"), strict=True):
+        assert np.allclose(one.positions, other.positions, atol=1e-6)
 
 
 def test_relax_of_several_by_lbfgs() -> None:

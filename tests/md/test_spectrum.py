@@ -232,6 +232,13 @@ def test_frames_that_show_no_spectrum(tmp_path: Path) -> None:
         spectrum_of(tmp_path / "none.h5md")
 
 
+@pytest.mark.parametrize(("symbols", "highest"), [("CO", 2500.0), ("OH", 4500.0)])
+def test_bonds_with_hydrogen_are_faster(symbols: str, highest: float, tmp_path: Path) -> None:
+    pair = Atoms(symbols, CO.positions)
+    path = trajectory(tmp_path / "pair.h5md", [pair], 200, temperature=300, seed=1)
+    assert spectrum_of(path, resolution=1500).highest == highest
+
+
 @pytest.mark.parametrize(
     ("highest", "centres"), [(1900.0, [1501.0, 1000.0]), (1480.0, [1000.0]), (900.0, [])]
 )

@@ -62,6 +62,9 @@ class Potential(PlainlyPickled, nn.Module):
             `attncalc.physics.pair_term.PairTerm`.
         training: information about the training (data, level of theory, errors ...).
 
+    Raises:
+        ValueError: an element is twice in `species`, or energies or scales are not one per species.
+
     Attributes:
         threads: number of threads of a compiled network on a CPU for large structures.
         checksum: SHA-256 of the model file it was loaded from; "" if it was not loaded.
@@ -88,6 +91,8 @@ class Potential(PlainlyPickled, nn.Module):
         self.network = network
         self.species = tuple(int(z) for z in species)
         n = len(self.species)
+        if len(set(self.species)) < n:
+            raise ValueError(f"species contains an element twice: {self.species}")
         self.register_buffer("reference_energies", _per_species(reference_energies, 0.0, n))
         self.register_buffer("scale", _per_species(scale, 1.0, n))
         self.pair_terms = nn.ModuleList(pair_terms)

@@ -206,6 +206,11 @@ def test_one_number_per_species(name: str) -> None:
         springs(**{name: [1.0] * 4})
 
 
+def test_an_element_has_one_row() -> None:
+    with pytest.raises(ValueError, match=r"species contains an element twice: \(1, 6, 6\)"):
+        Potential(torch.nn.Identity(), (1, 6, 6))
+
+
 # ---------------------------------------------------------------------------- gradients, modes
 
 

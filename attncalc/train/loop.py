@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from attncalc.files import write_atomically
 from attncalc.files.reading import read_whole
+from attncalc.signals import finished_before_ctrl_c
 from attncalc.train.batches import BatchLoaders
 from attncalc.train.callbacks import (
     AddUp,
@@ -61,7 +62,8 @@ class SafeCheckpoints(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         content = io.BytesIO()
-        torch.save(checkpoint, content)
+        with finished_before_ctrl_c():  # pickle ignores an exception while it names attributes
+            torch.save(checkpoint, content)
         write_atomically(path, content.getvalue())
 
 

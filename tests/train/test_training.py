@@ -26,6 +26,7 @@ from attncalc.train import callbacks, data_checks, training
 from attncalc.train import recipe as recipes
 from attncalc.train.batches import join, samples
 from attncalc.train.data_checks import check_data, require_matching_units
+from attncalc.train.loop import SafeCheckpoints
 from attncalc.train.module import TrainingModule
 from attncalc.train.processes import connect
 from attncalc.train.start import new_potential
@@ -281,6 +282,24 @@ def test_ctrl_c_says_how_to_go_on(which, n_steps, recipe, data_file, tmp_path, m
     done = train.run(recipe, output, data=data_file)
     assert [row["epoch"] for row in done.history] == [1, 2, 3, 4]
     assert (output / "tiny.md").exists()
+
+
+class _InterruptsPickle(type):
+    """Ctrl-C at the moment in which pickle ignores every exception."""
+
+    def __setattr__(cls, name, value):
+        signal.raise_signal(signal.SIGINT)
+        super().__setattr__(name, value)
+
+
+class _Interrupting(metaclass=_InterruptsPickle):
+    pass
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
+def test_ctrl_c_is_not_lost_in_a_checkpoint(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        SafeCheckpoints().save_checkpoint({"state": _Interrupting()}, tmp_path / "last.ckpt")
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(recipe, parts, tmp_path, monkeypatch):

@@ -145,6 +145,11 @@ def run(
 
 def _with_start(recipe: Recipe, output: Path) -> Recipe:
     """Return `recipe.with_start()`, from the begun run if the starting model no longer exists."""
+    if not isinstance(recipe, Recipe):
+        raise TypeError(
+            f"recipe must be a Recipe, got {type(recipe).__name__}: Recipe.from_yaml reads a file, "
+            "Recipe(**keys) takes a dictionary"
+        )
     try:
         return recipe.with_start()
     except FileNotFoundError:

@@ -284,6 +284,13 @@ def test_ctrl_c_says_how_to_go_on(which, n_steps, recipe, data_file, tmp_path, m
     assert (output / "tiny.md").exists()
 
 
+@pytest.mark.parametrize("wrong", [{"name": "mine"}, "mine.yaml"])
+def test_other_types_of_recipe(wrong, tmp_path):
+    with pytest.raises(TypeError, match=f"must be a Recipe, got {type(wrong).__name__}: Recipe.fr"):
+        train.run(wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 class _InterruptsPickle(type):
     """Ctrl-C at the moment in which pickle ignores every exception."""
 

@@ -113,8 +113,10 @@ def run(
         FileNotFoundError: a file that the recipe names does not exist.
         ValueError: recipe or data are not usable; the message states the reason.
         BlockingIOError: another process trains in this folder.
+        TypeError: `recipe` is not a Recipe.
         KeyboardInterrupt: Ctrl-C; its message says how to continue.
     """
+    _require_recipe(recipe)
     output = Path(output if output is not None else Path("runs") / recipe.name)
     command = _without_folders(command)
     if data is not None:
@@ -143,13 +145,16 @@ def run(
     return done
 
 
-def _with_start(recipe: Recipe, output: Path) -> Recipe:
-    """Return `recipe.with_start()`, from the begun run if the starting model no longer exists."""
+def _require_recipe(recipe: Recipe) -> None:
     if not isinstance(recipe, Recipe):
         raise TypeError(
             f"recipe must be a Recipe, got {type(recipe).__name__}: Recipe.from_yaml reads a file, "
             "Recipe(**keys) takes a dictionary"
         )
+
+
+def _with_start(recipe: Recipe, output: Path) -> Recipe:
+    """Return `recipe.with_start()`, from the begun run if the starting model no longer exists."""
     try:
         return recipe.with_start()
     except FileNotFoundError:
@@ -279,8 +284,16 @@ def fit(
         ValueError: data or starting model do not suit the recipe, energies, forces and stresses of
             the data do not match, or `output` holds a run of another recipe or on other data.
         BlockingIOError: another process trains in this folder.
+        TypeError: `recipe` is not a Recipe, or the data are not data sets.
         KeyboardInterrupt: Ctrl-C; its message says how to continue.
     """
+    for role, dataset in (("training", training), ("validation", validation)):
+        if not isinstance(dataset, Dataset):
+            raise TypeError(
+                f"{role} must be a Dataset, got {type(dataset).__name__}: attncalc.data.read makes "
+                "one of a file, attncalc.data.from_ase of a list of ase.Atoms"
+            )
+    _require_recipe(recipe)
     output = Path(output if output is not None else Path("runs") / recipe.name)
     processes = connect()
     with processes.together():

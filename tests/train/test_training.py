@@ -285,9 +285,14 @@ def test_ctrl_c_says_how_to_go_on(which, n_steps, recipe, data_file, tmp_path, m
 
 
 @pytest.mark.parametrize("wrong", [{"name": "mine"}, "mine.yaml"])
-def test_other_types_of_recipe(wrong, tmp_path):
+def test_other_types_of_recipe(wrong):
     with pytest.raises(TypeError, match=f"must be a Recipe, got {type(wrong).__name__}: Recipe.fr"):
-        train.run(wrong, tmp_path / "run")
+        train.run(wrong)
+
+
+def test_structures_that_are_no_data_set(recipe, parts, tmp_path):
+    with pytest.raises(TypeError, match=r"validation must be a Dataset, got list: .*from_ase"):
+        train.fit(recipe, parts[0], list(parts[1].structures), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

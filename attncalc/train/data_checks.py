@@ -194,6 +194,7 @@ def require_matching_units(recipe: Recipe, dataset: Dataset) -> None:
 
 
 def warn_unchecked(recipe: Recipe, dataset: Dataset) -> None:
+    """Print which labels disagree, could not be checked, or are not used."""
     found = data.work_ratio(dataset)
     if what := data.label_mismatch(dataset):
         log.warning("%s", what)

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def print_plan(recipe: Recipe, n_steps: int, per_epoch: float, done: Done) -> None:
+    """Print the number of epochs and steps, and the time left."""
     per_step = f"{recipe.batch_size} structures"
     if recipe.batch_edges is not None:
         per_step = f"{recipe.batch_edges:,} edges"
@@ -36,6 +37,7 @@ def print_plan(recipe: Recipe, n_steps: int, per_epoch: float, done: Done) -> No
 
 
 def print_data(training: Dataset, validation: Dataset, test: Dataset | None) -> None:
+    """Print the sizes of the data sets, their source and elements."""
     sizes = {len(atoms) for atoms in training.structures} or {0}
     atoms = str(min(sizes)) if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
     log.info(
@@ -50,6 +52,7 @@ def print_data(training: Dataset, validation: Dataset, test: Dataset | None) -> 
 
 
 def print_network(potential: Potential, recipe: Recipe, processes: Processes, output: Path) -> None:
+    """Print the size of the network, where it is trained, and widths that no engine takes."""
     where = f"{processes.n} processes on {processes.device.type}" if processes.n > 1 else ""
     log.info(
         "%s with %s parameters in %s on %s; results in %s",
@@ -68,6 +71,7 @@ def print_network(potential: Potential, recipe: Recipe, processes: Processes, ou
 
 
 def print_reference_energies(potential: Potential, training: Dataset, *, are_known: bool) -> None:
+    """Print the energy of every element, and whether it has a meaning alone."""
     energies = zip(potential.species, potential.reference_energies.tolist(), strict=True)
     log.info(
         "reference energies: %s%s",

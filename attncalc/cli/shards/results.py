@@ -184,10 +184,12 @@ class Work:
 
 
 def folder_of(target: Path) -> Path:
+    """Return the folder of the results of shards of an output."""
     return target.with_name(f"{target.name}.parts")
 
 
 def failed_of(target: Path) -> Path:
+    """Return the file of the structures of an output that failed."""
     return target.with_name(f"{target.stem}.failed{target.suffix}")
 
 

@@ -76,6 +76,11 @@ class _Worker:
 
 
 def compute_in_processes(job: Job, work: Work, mine: Sequence[int], workers: int) -> None:
+    """Process shards by several processes.
+
+    Raises:
+        RuntimeError: there was an error in a process, or all ended before the shards were done.
+    """
     pool: list[_Worker] = []
     try:
         process_rounds(work, mine, partial(_rounds, job, work, mine, pool, workers))
@@ -196,6 +201,11 @@ def bug_in_one_line(error: Exception) -> str:
 
 
 def process_until_done(job: Job, work: Work, mine: Sequence[int], parent: Connection) -> None:
+    """Process shards that no other process has, and tell the parent of each.
+
+    Raises:
+        FolderGone: the folder of the results does not exist.
+    """
     process = multiprocessing.parent_process()
     solve = job.start()
     left = work.not_done(mine)

@@ -129,6 +129,7 @@ def distill(structure, output, charge, multiplicity, **options) -> None:
     """
     try:
         from attncalc.distill import run
+        from attncalc.distill.state import MOST_OUTSIDE, Goal, Settings
         from attncalc.sampling.oracles import load_oracle
     except ImportError as error:
         missing = next((name for name in ("rdkit", "lightning", "yaml") if name in str(error)), "")
@@ -148,7 +149,7 @@ def distill(structure, output, charge, multiplicity, **options) -> None:
     if overwrites():
         _refuse_inside(folder, structure, options["oracle"], start_from)
     oracle = load_oracle(options["oracle"])
-    settings = run.Settings(
+    settings = Settings(
         options["temperature"],
         members=options["members"],
         seed=options["seed"],
@@ -156,7 +157,7 @@ def distill(structure, output, charge, multiplicity, **options) -> None:
         steps=options["steps"],
         start_from=start_from,
     )
-    goal = run.Goal(
+    goal = Goal(
         1e-3 * options["force_mae"],
         picoseconds=options["picoseconds"],
         labels=options["labels"],
@@ -171,7 +172,7 @@ def distill(structure, output, charge, multiplicity, **options) -> None:
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"the same command continues from there ({folder})") from None
         _report(done, goal, folder, Path(structure).stem, settings.temperature)
-    if done.faults or done.store.n_outside > run.MOST_OUTSIDE * len(done.store):
+    if done.faults or done.store.n_outside > MOST_OUTSIDE * len(done.store):
         sys.exit(OUTSIDE_STATUS)
 
 

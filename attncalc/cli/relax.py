@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import click
-import numpy as np
-import torch
-from ase import Atoms, units
-from ase.calculators.calculator import all_properties
-from ase.calculators.singlepoint import SinglePointCalculator
+from ase import Atoms
 from ase.constraints import FixAtoms, FixCartesian, FixScaled
-from torch import Tensor
-from tqdm import tqdm
 
 from attncalc.calculator import AttnCalculator
 from attncalc.cli.errors import OutsideTraining, one_line_errors
 from attncalc.cli.files import (
     existing_file,
-    forget_results,
     from_anywhere,
     new_structure_file,
     read_structures,
     refuse_input,
-    remove_other_velocities,
     require_angstrom,
     require_room,
     require_writable,
@@ -41,9 +28,7 @@ from attncalc.cli.model_checks import (
     require_limits,
     say_charges,
     say_model,
-    strain_mask,
 )
-from attncalc.cli.model_job import ModelJob
 from attncalc.cli.options import (
     calculator_options,
     charge_options,
@@ -54,18 +39,22 @@ from attncalc.cli.options import (
 )
 from attncalc.cli.output import output_file, output_options, report_json, say, warn
 from attncalc.cli.progress import progress_bar
+from attncalc.cli.relaxation import (
+    ATOMS_AT_ONCE,
+    Relaxation,
+    are_relaxed_together,
+    relax_in_batch,
+    relax_one,
+    to_rest,
+)
 from attncalc.cli.relaxation_course import Course
-from attncalc.cli.shards.processing import parse_frames, process_shards, shard_options
-from attncalc.cli.shards.results import Outcome, output_of_shards, refuse_unfinished
-from attncalc.data.shards import Frame
+from attncalc.cli.relaxation_shards import RelaxMany
+from attncalc.cli.shards.processing import process_shards, shard_options
+from attncalc.cli.shards.results import output_of_shards, refuse_unfinished
 from attncalc.files import NoSpaceLeft
-from attncalc.md import relax_batch
 from attncalc.structures import batches
-from attncalc.system import System, what_is_ignored
-from attncalc.text import EXPECTED, one_line
+from attncalc.text import EXPECTED
 
-# atoms of one batch of relaxations: bounds its memory
-ATOMS_AT_ONCE = 2000
 # largest share of writing in the time of relaxations one after the other
 LARGEST_SHARE = 0.05
 
@@ -229,37 +218,6 @@ def relax(
         raise click.ClickException(unfinished)
 
 
-def to_rest(atoms: Atoms) -> None:
-    """Remove velocities (momenta), in place: a relaxed structure has none."""
-    atoms.arrays.pop("momenta", None)
-    remove_other_velocities(atoms)
-
-
-@dataclass(frozen=True)
-class Relaxation:
-    """Settings of `attncalc relax`.
-
-    Attributes:
-        fmax: eV/Å.
-        steps: most steps per structure.
-        optimizer: "fire" or "lbfgs".
-        cell: relax cells too.
-        stop: stop a structure when it is outside the training data of the model.
-    """
-
-    fmax: float
-    steps: int
-    optimizer: str
-    cell: bool
-    stop: bool
-
-
-def are_relaxed_together(frames: list[Atoms], cell: bool) -> bool:
-    """Return True if structures are relaxed in batches: with fixed cells and only `FixAtoms`."""
-    constraints = [constraint for atoms in frames for constraint in atoms.constraints]
-    return not cell and all(isinstance(constraint, FixAtoms) for constraint in constraints)
-
-
 def _relax_together(
     asked: Relaxation,
     calculator: AttnCalculator,
@@ -295,74 +253,6 @@ def _relax_together(
             f"{n_done} of {len(frames)} structures are relaxed; {n_written} are written to "
             f"{target} as they are"
         )
-
-
-def relax_in_batch(
-    asked: Relaxation,
-    calculator: AttnCalculator,
-    batch: list[Atoms],
-    courses: list[Course],
-    bar: tqdm,
-    first: int,
-    tell: Callable[[str], None] = warn,
-    *,
-    alone: bool = False,
-) -> bool:
-    """Relax structures in place and attach results; return True if Ctrl-C ended this.
-
-    The bar counts structures, or steps if `alone`.
-    """
-    force = calculator.evaluator
-    before = [atoms.copy() for atoms in batch]
-
-    def rests(course: Course) -> bool:
-        return not course.is_unfinished(asked.fmax)
-
-    def observe(numbers: Tensor, energy: Tensor, largest: Tensor) -> None:
-        columns = numbers.tolist(), energy.tolist(), largest.tolist()
-        for k, of_energy, of_force in zip(*columns, strict=True):
-            steps = courses[k].steps
-            if not steps or not rests(courses[k]):  # a finished structure does not move
-                steps.append((of_energy, of_force))
-        done = len(courses[0].steps) - 1 if alone else first + sum(map(rests, courses))
-        reached = f"largest force {max(columns[2]):.4f} eV/Å"
-        reached += f", energy {columns[1][0]:.4f} eV" if alone else ""
-        bar.set_postfix_str(reached, refresh=False)
-        bar.update(done - bar.n)
-
-    def should_stop(numbers: Tensor, system: System) -> Tensor | None:
-        if (novelty := force.novelty(system)) is None:
-            return None
-        of_systems = system.split(novelty), system.split(system.atomic_numbers.cpu().numpy())
-        for k, *of_atoms in zip(numbers.tolist(), *of_systems, strict=True):
-            warning = courses[k].check(first + k, *of_atoms, stop=asked.stop)
-            if warning:
-                with bar.external_write_mode():
-                    tell(warning)
-        return torch.tensor([courses[k].stopped for k in numbers.tolist()])
-
-    ended = relax_batch(
-        force,
-        batch,
-        fmax=asked.fmax,
-        steps=asked.steps,
-        optimizer=asked.optimizer,
-        first=first,
-        observe=observe,
-        should_stop=should_stop,
-    )
-    positions = ended.system.split(ended.system.positions.cpu())
-    for atoms, now in zip(batch, positions, strict=True):
-        atoms.positions = now.numpy()
-    results = calculator.calculate_many(batch)
-    for atoms, course, found, start in zip(batch, courses, results, before, strict=True):
-        course.compare(start, atoms)
-        spread = found.get("forces_spread")
-        course.spread = None if spread is None else _largest(spread)
-        # without spreads and Hirshfeld ratios, which are not properties in ASE
-        known = {name: value for name, value in found.items() if name in all_properties}
-        atoms.calc = SinglePointCalculator(atoms, **known)
-    return ended.interrupted
 
 
 def _relax_in_turn(
@@ -420,62 +310,6 @@ def _relax_in_turn(
             bar.update(1 if several else 0)
 
 
-def relax_one(
-    number: int,
-    atoms: Atoms,
-    asked: Relaxation,
-    course: Course,
-    progress: Callable[[int, str], None],
-    tell: Callable[[str], None],
-) -> Atoms:
-    """Relax one structure by its calculator, fill its course, and return it with results."""
-    from ase.filters import FrechetCellFilter
-    from ase.optimize import FIRE, LBFGS
-
-    method, before = {"fire": FIRE, "lbfgs": LBFGS}[asked.optimizer], atoms.copy()
-    mask = strain_mask(atoms) if asked.cell else None
-    moved = FrechetCellFilter(atoms, mask=mask) if asked.cell else atoms
-    with _silent_libraries(), method(moved, logfile=None) as dynamics:
-        for _ in dynamics.irun(fmax=asked.fmax, steps=asked.steps):
-            energy = atoms.get_potential_energy(apply_constraint=False)
-            largest = _largest(moved.get_forces())
-            course.steps.append((energy, largest))
-            course.frame = _with_results(atoms)
-            if mask is not None:
-                stress = atoms.get_stress(voigt=False)
-                course.stress = float(np.abs(stress[mask]).max() / units.GPa)
-            spread = atoms.calc.spread
-            course.spread = None if spread is None else _largest(spread["forces"])
-            novelty = atoms.calc.novelty
-            if warning := course.check(number, novelty, atoms.numbers, stop=asked.stop):
-                tell(warning)
-            progress(dynamics.nsteps, f"largest force {largest:.4f} eV/Å, energy {energy:.4f} eV")
-            if course.stopped:
-                break
-    course.compare(before, atoms)
-    return _with_results(atoms)
-
-
-@contextmanager
-def _silent_libraries() -> Iterator[None]:
-    """Silence ASE's and SciPy's warnings about logarithms of matrices at every cell step."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"(ase|scipy)\b")
-        yield
-
-
-def _largest(vectors: Any) -> float:
-    """Return the length of the longest vector of [n, 3]."""
-    return float(np.linalg.norm(vectors, axis=1).max())
-
-
-def _with_results(atoms: Atoms) -> Atoms:
-    """Return a copy with the results of its calculator, but without the calculator."""
-    frozen = atoms.copy()
-    frozen.calc = SinglePointCalculator(frozen, **atoms.calc.results)
-    return frozen
-
-
 def _saved(n_written: int, n_structures: int, path: Path, unfinished: Course | None = None) -> str:
     """Return a sentence on how much of the work is written to the file."""
     there = unfinished is not None and unfinished.frame is not None
@@ -484,112 +318,3 @@ def _saved(n_written: int, n_structures: int, path: Path, unfinished: Course | N
     saved = f"{n_written} of {n_structures} structures are written"
     saved += f" to {path}" if n_written or there else ""
     return saved + (f", and structure {n_written} after {unfinished}" if there else "")
-
-
-@dataclass(frozen=True)
-class RelaxMany(ModelJob):
-    """Job of relaxing many structures.
-
-    Attributes:
-        asked: the settings.
-    """
-
-    asked: Relaxation
-
-    def identity(self) -> dict[str, Any]:
-        """Return all that the results depend on, except for input and machine.
-
-        Raises:
-            FileNotFoundError, ValueError: there is no such model, or it is damaged.
-        """
-        settings = asdict(self.asked)
-        stop = settings.pop("stop")  # named as the option in folders of shards
-        return {**super().identity(), **settings, "stop-when-unknown": stop}
-
-    def start(self) -> RelaxShard:
-        """Load the model."""
-        calculator = self.load()
-        require_limits(calculator.evaluator.plain, stop=self.asked.stop)
-        return RelaxShard(self.asked, calculator)
-
-
-@dataclass(frozen=True)
-class RelaxShard:
-    """Relaxes the structures of a shard; one that cannot be relaxed does not stop the others.
-
-    Attributes:
-        asked: the settings.
-        calculator: calculator of the model.
-    """
-
-    asked: Relaxation
-    calculator: AttnCalculator
-
-    def __call__(self, frames: Sequence[Frame], first: int) -> list[Outcome]:
-        """Return each structure with results, and facts about it for the report.
-
-        Args:
-            frames: the structures, as text.
-            first: number of the first structure.
-        """
-        outcomes, good = parse_frames(frames, self._known)
-        if not good:
-            return outcomes
-        asked = self.asked
-        structures, keys = [*good.values()], [*good]
-        together = are_relaxed_together(structures, asked.cell)
-        apart = self.calculator.evaluator.plain.counts_all_pairs
-        sizes = batches(structures, ATOMS_AT_ONCE if together else 1, apart=apart)
-        attempts = [keys[begin:end] for begin, end in sizes]
-        while attempts:
-            numbers = attempts.pop(0)
-            batch = [good[k].copy() for k in numbers]
-            try:
-                found = self._relax(batch, together, first + numbers[0])
-            except (*EXPECTED, MemoryError) as error:
-                if len(numbers) > 1:  # due to one of them: try each alone
-                    attempts += [[k] for k in numbers]
-                else:
-                    outcomes[numbers[0]] = None, {"error": one_line(error)}
-                continue
-            for k, (atoms, course) in zip(numbers, found, strict=True):
-                reads_spin = self.calculator.evaluator.plain.reads_spin
-                ignored = what_is_ignored(good[k], reads_spin=reads_spin)
-                said = {**self._said(course), "ignored": ignored}
-                atoms.info["structure"] = first + k
-                if course.broken:
-                    atoms.info["broken_bonds"] = len(course.broken)
-                outcomes[k] = atoms, said
-        return outcomes
-
-    def _known(self, frame: Frame) -> Atoms:
-        atoms = frame.atoms()
-        forget_results(atoms)
-        to_rest(atoms)
-        self.calculator.evaluator.check(System.from_ase(atoms))
-        if self.asked.cell:
-            strain_mask(atoms)
-        return atoms
-
-    def _relax(self, batch: list[Atoms], together: bool, first: int) -> list[tuple[Atoms, Course]]:
-        courses = [Course() for _ in batch]
-        if together:
-            bar = tqdm(disable=True)
-            relax_in_batch(self.asked, self.calculator, batch, courses, bar, first, _quiet)
-            return list(zip(batch, courses, strict=True))
-        (atoms,), (course,) = batch, courses
-        # do not reuse the neighbour list of an earlier structure, which depends on the workers
-        system = System.from_ase(atoms, first=first)
-        self.calculator.evaluator.renew(system.to(self.calculator.evaluator.device))
-        atoms.calc = self.calculator
-        ended = relax_one(first, atoms, self.asked, course, lambda *_: None, _quiet)
-        return [(ended, course)]
-
-    def _said(self, course: Course) -> dict[str, Any]:
-        fmax = self.asked.fmax
-        ended = {"unfinished": course.is_unfinished(fmax), "outside": course.outside}
-        return course.as_dict(fmax) | ended
-
-
-def _quiet(warning: str) -> None:
-    """Print nothing for one among many structures."""

@@ -1,7 +1,7 @@
 """Training data: readers, units, statistics, splits."""
 
+from attncalc.data.ase_frames import from_ase
 from attncalc.data.dataset import Dataset, concatenate
-from attncalc.data.extxyz import from_ase
 from attncalc.data.hdf5_rows import write_hdf5
 from attncalc.data.readers import read, read_parts
 from attncalc.data.split import near_copies, official_split, split

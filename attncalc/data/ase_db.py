@@ -15,8 +15,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db.row import AtomsRow
 from ase.io.trajectory import Trajectory
 
+from attncalc.data.ase_frames import dataset_of
 from attncalc.data.dataset import Dataset
-from attncalc.data.extxyz import dataset_of
 from attncalc.data.units import ReadOptions
 from attncalc.text import one_line
 

@@ -41,7 +41,7 @@ def read(
     |---|---|---|
     | `.npz` | MD17-style: one array per quantity | `attncalc.data.npz.read_npz` |
     | `.h5`, `.hdf5` | groups of such arrays, as in SPICE | `attncalc.data.hdf5.read_hdf5` |
-    | `.xyz`, `.extxyz` | extended XYZ | `attncalc.data.extxyz.from_ase` |
+    | `.xyz`, `.extxyz` | extended XYZ | `attncalc.data.from_ase` |
     | `.db` | ASE database | `attncalc.data.ase_db.read_ase_db` |
     | `.traj` | ASE trajectory | `attncalc.data.ase_db.read_ase_traj` |
 

@@ -16,7 +16,8 @@ from attncalc.data.fingerprints import fingerprints
 from attncalc.data.statistics import electrons
 from attncalc.describe import describe_networks
 from attncalc.distill.explore import FRICTION, HEATS
-from attncalc.distill.run import MOST_OUTSIDE, Distilled, Goal, Round
+from attncalc.distill.run import Distilled
+from attncalc.distill.state import MOST_OUTSIDE, Goal, Round
 from attncalc.evaluator import Evaluator
 from attncalc.files import write_atomically
 from attncalc.md import Langevin, run

@@ -17,7 +17,7 @@ from ase.io import read, write
 from command_line import COPPER, attncalc, fails, files, fork_workers, succeeds
 
 from attncalc import AttnCalculator, data
-from attncalc.data.extxyz import FURTHER
+from attncalc.data.frame_labels import FURTHER
 
 N, GOLD, OVERLAP = 70, 20, 66
 

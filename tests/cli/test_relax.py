@@ -29,6 +29,7 @@ from command_line import (
 
 from attncalc import AttnCalculator, plots
 from attncalc.cli import relax as module
+from attncalc.cli import relaxation
 from attncalc.evaluator import Evaluator
 
 
@@ -242,7 +243,7 @@ def test_relax_writes_now_and_then(problem: BaseException | None, monkeypatch) -
 @pytest.mark.parametrize("n", [1, 2])
 def test_ctrl_c_keeps_the_structure_at_hand(n: int, monkeypatch) -> None:
     write("some.extxyz", [bulk("Cu", a=3.6, cubic=True)] * (n - 1) + rattled(1))
-    largest = module._largest
+    largest = relaxation._largest
     seen: list[float] = []
 
     def interrupted(vectors) -> float:
@@ -251,7 +252,7 @@ def test_ctrl_c_keeps_the_structure_at_hand(n: int, monkeypatch) -> None:
         seen.append(largest(vectors))
         return seen[-1]
 
-    monkeypatch.setattr(module, "_largest", interrupted)
+    monkeypatch.setattr(relaxation, "_largest", interrupted)
     monkeypatch.setattr(module, "are_relaxed_together", lambda *_: False)
     common = ("relax", "some.extxyz", "--model", COPPER)
     result = attncalc(*common, "-o", "out.xyz", "--fmax", 1e-4)

@@ -25,7 +25,8 @@ from command_line import COPPER, ETHANOL, Forked, attncalc, fails, fork_workers,
 
 from attncalc import AttnCalculator, bonds
 from attncalc.cli import output
-from attncalc.cli.relax import Relaxation, RelaxMany, RelaxShard
+from attncalc.cli.relaxation import Relaxation
+from attncalc.cli.relaxation_shards import RelaxMany, RelaxShard
 from attncalc.cli.shards import joining, processing, results, workers
 from attncalc.cli.shards.results import Outcome, Work
 from attncalc.cli.shards.workers import process_shard, process_until_done

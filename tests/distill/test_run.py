@@ -22,7 +22,8 @@ from attncalc.distill import labels as stored_labels
 from attncalc.distill import report, run
 from attncalc.distill.explore import FEWEST_TESTED, HEATS, Pool, fair_sample, n_at_target
 from attncalc.distill.report import Product, _best, _info, _lines
-from attncalc.distill.run import Distilled, Goal, Settings, distill
+from attncalc.distill.run import Distilled, distill
+from attncalc.distill.state import Goal, Settings, State
 from attncalc.model_file import shipped_models
 from attncalc.sampling.oracles import Labels
 
@@ -222,7 +223,7 @@ def test_every_budget_ends_with_products(
     shape = SimpleNamespace(atoms=TRIPLE, change=lambda positions: "")
     monkeypatch.setattr(run, "Shape", SimpleNamespace(of=lambda atoms: shape))
     monkeypatch.setattr(run, "n_at_target", lambda pool, shape: 100)
-    monkeypatch.setattr(run.State, "save", lambda state, path: None)
+    monkeypatch.setattr(State, "save", lambda state, path: None)
     monkeypatch.setattr(run._Run, "_explored", lambda *_: pool)
     monkeypatch.setattr(run._Run, "_chosen", lambda run, stage, number, choose: choose())
     for labels in range(60, 1501):

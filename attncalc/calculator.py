@@ -97,7 +97,7 @@ class AttnCalculator(PlainlyPickled, BaseCalculator):
         self,
         model: Model | Sequence[Model] = DEFAULT_MODEL,
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         dtype: str | torch.dtype | None = None,
         skin: float | None = None,
         threads: int | None = None,

@@ -174,7 +174,7 @@ def load(
         dtype = str(dtype).removeprefix("torch.")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    where = device if isinstance(device, torch.device) else named_device(device)
+    where = named_device(device)
     potential = _read(find_model(model), set(), dtype)
     if threads is not None:
         potential.set_num_threads(threads)
@@ -183,12 +183,14 @@ def load(
     return potential.to(where).requires_grad_(False).eval()
 
 
-def named_device(name: str) -> torch.device:
+def named_device(name: str | torch.device) -> torch.device:
     """Return the device "cpu", "cuda" or "cuda:N"; "auto" is CUDA if available.
 
     Raises:
         ValueError: there is no such device.
     """
+    if isinstance(name, torch.device):
+        name = str(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

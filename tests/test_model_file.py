@@ -939,7 +939,9 @@ def test_the_network_is_compared_before_a_tensor_is_read(path: Path, read: Calla
         read(path)
 
 
-@pytest.mark.parametrize("device", ["gpu", "", "cuda:99", -1, None])
+@pytest.mark.parametrize(
+    "device", ["gpu", "", "cuda:99", torch.device("mps"), torch.device("cuda:99"), -1, None]
+)
 def test_devices_that_are_none(path: Path, device: object) -> None:
     with pytest.raises(ValueError, match="device"):
         load(path, device=device)

@@ -28,8 +28,7 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check install $(LAZY) --qui
 .PHONY: help install demo test coverage test-lowest drill lint format types wheel bench peers gpu-wheels clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name text; do \
-	  printf '  make %-12s %s\n' "$$name" "$$text"; done
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 install: $(CORE) ## the package in .venv, editable, with what it needs to run
 	@echo "attncalc is installed: try $(BIN)/attncalc --help"

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from result_files import in_a_process, machine_name, table, write
+from result_files import in_a_process, machine_name, peak_mib, table, write
 from run import growth
 
 HERE = Path(__file__).resolve().parent
@@ -122,8 +122,6 @@ def of_batch(model: str, n: int) -> dict:
 
 def of_box(n_atoms: int) -> dict:
     """Time energy + forces of a box, and measure the peak of memory during their computation."""
-    import resource
-
     from engines import so3lr_sized
     from structures import water_box
 
@@ -133,11 +131,11 @@ def of_box(n_atoms: int) -> dict:
 
     potential = lower(so3lr_sized())
     system = System.from_ase(water_box(BOXES[n_atoms]))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak_mib()
     graph = fresh_graph(system, cutoff=potential.cutoff, species=potential.species)
     (times,) = us_per_step({"box": lambda: evaluate(potential, graph)}, 1).values()
     ms = statistics.median(times) / 1e3
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mib()
     return {"atoms": n_atoms, "edges": graph.n_edges, "ms": ms, "peak_MiB": peak} | {
         "rise_MiB": peak - before
     }

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import result_files
 import torch
 from ase import Atoms
 
@@ -101,7 +101,7 @@ def peak_mib(device: str) -> float:
     """Return the peak memory so far: of the process on the CPU, of its tensors on a GPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return result_files.peak_mib()
 
 
 def so3lr_sized() -> Any:

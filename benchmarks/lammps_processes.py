@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,14 +27,13 @@ from statistics import median
 import numpy as np
 from ase import Atoms
 from ase.md.velocitydistribution import thermalize_momenta
-from result_files import machine_name, table
+from result_files import machine_name, peak_mib, table
 from result_files import write as write_result
 from structures import silicon, water_box, write_lammps
 
 HERE = Path(__file__).resolve().parent
 TIMESTEP = 0.5  # fs
 KELVIN = 300.0
-MIB = 1024.0  # KiB
 
 
 # name -> structure, model, steps of a run
@@ -71,7 +69,7 @@ def work(name: str, folder: Path, n_steps: int, *, exchange: bool) -> None:
         "cpu_ms": 1e3 * comm.allreduce(cpu, MPI.MAX) / n_steps,
         "rebuilds": fix.n_rebuilds - before[2],
         "nodes": comm.allreduce(0 if domain is None else len(domain.rows), MPI.MAX),
-        "MiB": comm.allreduce(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, MPI.MAX) / MIB,
+        "MiB": comm.allreduce(peak_mib(), MPI.MAX),
     }
     if comm.rank == 0:
         print(json.dumps(found))

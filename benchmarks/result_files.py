@@ -37,7 +37,8 @@ def peak_mib() -> float:
     """Return the peak resident memory so far."""
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 1024)  # macOS counts bytes, Linux KiB
 
 
 def machine_name() -> str:

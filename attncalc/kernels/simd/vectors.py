@@ -179,15 +179,16 @@ def exponential(typing: Any, x: Any) -> Any:
             function = cgutils.get_or_insert_function(builder.module, kind, full)
             return builder.call(function, arguments)
 
-        # unlike everywhere else, these operations must not be reordered
+        # unlike everywhere else, these operations must not be reordered; "fma" would be a call of a
+        # function where a processor has no such instruction
         k = intrinsic_of("nearbyint", builder.fmul(value, many(_LOG2_E)))
         r = value
         for part in _LN2:
-            r = intrinsic_of("fma", k, many(-part), r)
+            r = intrinsic_of("fmuladd", k, many(-part), r)
         p = many(_EXPONENTIAL[0])
         for coefficient in _EXPONENTIAL[1:]:
-            p = intrinsic_of("fma", p, r, many(coefficient))
-        p = intrinsic_of("fma", p, builder.fmul(r, r), builder.fadd(r, many(1.0)))
+            p = intrinsic_of("fmuladd", p, r, many(coefficient))
+        p = intrinsic_of("fmuladd", p, builder.fmul(r, r), builder.fadd(r, many(1.0)))
         whole = ir.VectorType(_INT32, LANES)
         shift = ir.Constant(whole, [23] * LANES)  # bit position of the exponent of a float32
         steps = builder.shl(builder.fptosi(k, whole), shift)

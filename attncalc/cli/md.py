@@ -416,8 +416,11 @@ def _resume(
     threads = info.get("threads") if threads is None else threads  # for bitwise equal results
     set_threads(threads, structures)
     if model_file.checksum(info["model"]) != info["checksum"]:
+        shipped = info["model"] in model_file.shipped_models()
+        back = "the version of attncalc" if shipped else "the model file"
         raise ValueError(
-            f"{info['model']}: not the model that the run began with: a trajectory has one model"
+            f"{info['model']}: not the model that the run began with: continue with {back} of that "
+            f"time, or begin another run: attncalc md {target} --model MODEL -o NEW.h5md"
         )
     calculator = AttnCalculator(
         info["model"],

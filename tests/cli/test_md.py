@@ -21,7 +21,7 @@ from ase.constraints import FixAtoms, FixBondLength, FixInternals, FixSymmetry, 
 from ase.io import read, write
 from command_line import COPPER, ETHANOL, Forked, attncalc, fails, files, succeeds, wait_until
 
-from attncalc import AttnCalculator, plots
+from attncalc import AttnCalculator, model_file, plots
 from attncalc.cli import md as module
 from attncalc.cli import md_picture
 from attncalc.cli.files import read_structures
@@ -285,7 +285,19 @@ def test_md_resume_wants_the_same_model(copper_file: str) -> None:
     shutil.copy(Path(COPPER).parents[2] / "models" / "so3krates-silicon.safetensors", "other")
     Path("other").rename("mine.safetensors")
     said = fails("md", "--resume", "run.h5md", "--steps", 4)
-    assert said.endswith("not the model that the run began with: a trajectory has one model")
+    assert said == (
+        f"Error: {Path('mine.safetensors').absolute()}: not the model that the run began with: "
+        "continue with the model file of that time, or begin another run: attncalc md run.h5md "
+        "--model MODEL -o NEW.h5md"
+    )
+
+
+def test_md_resume_says_that_a_shipped_model_has_changed(copper_file: str, monkeypatch) -> None:
+    succeeds("md", copper_file, "--model", COPPER, "--steps", 2, "-o", "run.h5md")
+    monkeypatch.setattr(model_file, "shipped_models", lambda: {COPPER: Path(COPPER)})
+    monkeypatch.setattr(model_file, "checksum", lambda model: "another")
+    said = fails("md", "--resume", "run.h5md", "--steps", 4)
+    assert "continue with the version of attncalc of that time, or begin another run" in said
 
 
 def test_md_holds_fixed_atoms(copper_file: str) -> None:

@@ -179,9 +179,11 @@ def _start_checksum(recipe: Recipe) -> str | None:
 
 
 def _defaults() -> dict[str, Any]:
-    return {
+    defaults = {
         f.name: f.default for f in fields(Recipe) if f.default is not MISSING and f.name != "folder"
     }
+    read: dict[str, Any] = json.loads(json.dumps(defaults))  # as in a file: () is []
+    return read
 
 
 def checksum(dataset: Dataset, labels: Collection[str] = ()) -> str:

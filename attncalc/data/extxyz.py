@@ -13,11 +13,7 @@ from typing import IO, AnyStr
 from ase import Atoms
 from ase.io.extxyz import key_val_str_to_dict, read_xyz
 
-from attncalc.data.ase_frames import (
-    factors_of_frames,
-    labelled,
-    warn_of_what_is_left_out,
-)
+from attncalc.data.ase_frames import factors_of_frames, labelled, warn_of_what_is_left_out
 from attncalc.data.dataset import Dataset
 from attncalc.data.frame_labels import is_isolated, next_free_energy, prefix_of_labels
 from attncalc.data.units import Factors, ReadOptions

@@ -76,7 +76,7 @@ def _remember(output: Path, recipe: Recipe, data: dict[str, str], source: str) -
     model that a training started from may be missing later, but must not be another one.
     """
     mark = output / MARK
-    ours = json.loads(json.dumps(recipe.as_dict()))
+    ours = _as_in_a_file(recipe.as_dict())
     start = _start_checksum(recipe)
     begun = [*output.glob("last.ckpt"), *output.glob("member-*/last.ckpt")]
     if not begun:
@@ -182,7 +182,12 @@ def _defaults() -> dict[str, Any]:
     defaults = {
         f.name: f.default for f in fields(Recipe) if f.default is not MISSING and f.name != "folder"
     }
-    read: dict[str, Any] = json.loads(json.dumps(defaults))  # as in a file: () is []
+    return _as_in_a_file(defaults)
+
+
+def _as_in_a_file(content: dict[str, Any]) -> dict[str, Any]:
+    """Return content as it is after writing and reading: lists instead of tuples."""
+    read: dict[str, Any] = json.loads(json.dumps(content))
     return read
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,16 +18,17 @@ from ase.io import iread
 
 from attncalc import model_file
 from attncalc.calculator import AttnCalculator
-from attncalc.cli.errors import OutsideTraining, one_line_errors
+from attncalc.cli.errors import one_line_errors
 from attncalc.cli.files import (
     existing_file,
     from_anywhere,
     read_structures,
-    refuse_input,
     remove_other_velocities,
     require_writable,
 )
+from attncalc.cli.md_files import older_aside, put_back, remove_older, require_new
 from attncalc.cli.md_picture import Picture
+from attncalc.cli.md_report import report
 from attncalc.cli.model_checks import require_known, require_limits, say_charges, say_model
 from attncalc.cli.options import (
     calculator_options,
@@ -38,12 +39,11 @@ from attncalc.cli.options import (
     set_threads,
     stop_option,
 )
-from attncalc.cli.output import output_file, output_options, overwrites, report_json, say, warn
+from attncalc.cli.output import output_options, overwrites, say, warn
 from attncalc.cli.progress import progress_bar
-from attncalc.files import FileLock, NoSpaceLeft
+from attncalc.files import NoSpaceLeft
 from attncalc.md import (
     ENSEMBLES,
-    SPREAD,
     Settings,
     Thermometer,
     run_with_ase,
@@ -51,21 +51,16 @@ from attncalc.md import (
 from attncalc.md.extra_results import require_results
 from attncalc.md.integrators import INTEGRATORS, THERMOSTATS, integrator_of
 from attncalc.md.job import mend_files, read_restart, resume_structures, run_structures
-from attncalc.md.log_file import NOVELTY, LogSummary
 from attncalc.md.noise import seed_of
 from attncalc.md.time_unit import LONGEST, SHORTEST, in_longer_unit
 from attncalc.md.velocities import stop_fixed
-from attncalc.novelty import OUTSIDE
 from attncalc.signals import finished_before_ctrl_c
-from attncalc.text import counted
 
 # options that apply to one ensemble only
 ENSEMBLE_OF = {
     **dict.fromkeys(("friction", "thermostat"), "nvt"),
     **dict.fromkeys(("pressure", "barostat", "cell_relaxation", "compressibility"), "npt"),
 }
-# eV per atom and ps, of the conserved quantity: runs with a sensible timestep have a hundredth
-LARGEST_DRIFT = 0.001
 # options that do not apply to ASE's integrators
 NATIVE = ("thermostat", "relaxation", "barostat", "cell_relaxation", "compressibility", "write")
 
@@ -211,42 +206,22 @@ def md(
         return
     if structure is None:
         raise click.UsageError("a STRUCTURE is needed (or --resume RUN.h5md)")
-    if 0 < (timestep := options["timestep"]) < SHORTEST:
-        meant, in_fs = in_longer_unit(timestep)
-        raise ValueError(
-            f"--timestep is in fs, and {timestep:g} fs is too short for a run: for {meant} write "
-            f"--timestep {in_fs:g}"
-        )
-    if timestep > LONGEST:
-        raise ValueError(
-            f"--timestep is in fs, and {timestep:g} fs is too long for a run: 0.5 is usual, with "
-            "heavy atoms up to 5"
-        )
-    for name in ("steps", "timestep", "temperature", "friction", "relaxation", "cell_relaxation"):
-        if options[name] <= 0:  # in the unit of the option
-            raise ValueError(f"{_as_typed(name)} must be positive, got {options[name]:g}")
-    for name in ("timestep", "relaxation", "cell_relaxation"):
-        options[name] *= units.fs
-    options["friction"] /= units.fs
-    options["n_steps"] = options.pop("steps")
-    options["isotropic"] = options.pop("barostat") == "isotropic"
     seed = options.pop("seed")
-    settings = Settings(**options, seed=0 if seed is None else seed)
     by_ase = integrator == "ase"
-    _refuse_unread(context, settings, by_ase=by_ase)
+    settings = _settings(context, options, 0 if seed is None else seed, by_ase=by_ase)
     if by_ase and replicas is not None:
         raise ValueError("--replicas needs attncalc's integrators: remove --integrator ase")
     source = existing_file(structure)
     target = Path(output or source.with_suffix(".md.xyz" if by_ase else ".md.h5md"))
-    _put_back(target)
-    _new_file(target, target)
+    put_back(target)
+    require_new(target, target)
     endings = (".xyz", ".extxyz", ".traj") if by_ase else (".h5md", ".xyz", ".extxyz", ".traj")
     if target.suffix not in endings:
         listed = f"{', '.join(endings[:-1])} or {endings[-1]}"
         kind = f"trajectory of {settings.ensemble}, by ASE," if by_ase else "trajectory"
         raise ValueError(f"{target.name}: a {kind} must end in {listed}")
     for ending in (".png", ".csv") if by_ase else (".png", ".csv", ".ckpt"):
-        _new_file(target.with_suffix(ending), target)
+        require_new(target.with_suffix(ending), target)
     found = _starting_structures(structure, replicas, by_ase=by_ase)
     set_charge(found, charge, multiplicity)
     if unread := {remove_other_velocities(one) for one in found} - {""}:
@@ -256,16 +231,8 @@ def md(
         )
     if target.suffix != ".h5md" and (lost := require_writable(target, found)):
         warn(lost)
-    earlier, has_copies, of_seed = [one.get_momenta() for one in found], (replicas or 1) > 1, ""
-    have_velocities = any(momenta.any() for momenta in earlier)
-    if seed is None and have_velocities and (settings.ensemble != "nve" or has_copies):
-        settings = replace(settings, seed=seed_of(np.concatenate(earlier)))
-        of_seed = f"; the seed {settings.seed} is made of them"
-    if has_copies and have_velocities:
-        have_velocities = False
-        say(f"ignoring the velocities of the file: every replica draws its own{of_seed}")
-        for one in found:
-            one.set_momenta(np.zeros((len(one), 3)), apply_constraint=False)
+    has_copies = (replicas or 1) > 1
+    settings, have_velocities, of_seed = _start(found, settings, seed, has_copies=has_copies)
     if settings.ensemble == "nve" and have_velocities and _typed(context, "temperature"):
         raise ValueError(
             f"--temperature is that of velocities that are drawn, and {source} has velocities: "
@@ -295,7 +262,7 @@ def md(
     what = (atoms.get_chemical_formula(), named, settings.ensemble.upper())
     n_dof = _thermometer(atoms, settings).n_dof
     picture, stop = Picture(target, settings, ", ".join(what), n_dof, structures), stop_when_unknown
-    older = _older_aside(target, source) if overwrites() else nullcontext()
+    older = older_aside(target, source) if overwrites() else nullcontext()
     if by_ase:
         atoms.calc = calculator
         atoms.get_potential_energy()  # compiles loops before the bar starts its clock
@@ -326,69 +293,61 @@ def md(
                 stop=stop,
             )
         n_lists = force.neighbors.n_rebuilds
-    _report(picture, summary, n_lists)
+    report(picture, summary, n_lists)
 
 
-@contextmanager
-def _older_aside(target: Path, source: Path) -> Iterator[None]:
-    """Move the files of an earlier run of this name aside, and back if no new run begins.
+def _settings(
+    context: click.Context, options: dict[str, Any], seed: int, *, by_ase: bool
+) -> Settings:
+    """Convert the options of a run to ASE's units, and refuse those that it would ignore.
 
     Raises:
-        BlockingIOError: the earlier run is still going on.
-        ValueError: one of them is the input, or the log and checkpoint belong to another run.
+        ValueError: a number is impossible, or does not apply to this run.
     """
-    for ending in (".h5md", ".xyz", ".extxyz", ".traj"):
-        other = target.with_suffix(ending)
-        if not other.exists():
-            continue
-        if other == target:
-            refuse_input(target, source)
-        if other != target and not other.samefile(source) and _owns_log(other, target):
-            raise ValueError(
-                f"{other} has log and picture of the same name: name another output with -o"
-            )
-    with FileLock(target), FileLock(target.with_suffix(".csv")):
-        for path, older in _asides(target):
-            if path.exists():
-                path.replace(older)
-    try:
-        yield
-    finally:
-        if target.exists():  # the new run has begun
-            _remove_older(target)
-        else:
-            _put_back(target)
+    if 0 < (timestep := options["timestep"]) < SHORTEST:
+        meant, in_fs = in_longer_unit(timestep)
+        raise ValueError(
+            f"--timestep is in fs, and {timestep:g} fs is too short for a run: for {meant} write "
+            f"--timestep {in_fs:g}"
+        )
+    if timestep > LONGEST:
+        raise ValueError(
+            f"--timestep is in fs, and {timestep:g} fs is too long for a run: 0.5 is usual, with "
+            "heavy atoms up to 5"
+        )
+    for name in ("steps", "timestep", "temperature", "friction", "relaxation", "cell_relaxation"):
+        if options[name] <= 0:  # in the unit of the option
+            raise ValueError(f"{_as_typed(name)} must be positive, got {options[name]:g}")
+    for name in ("timestep", "relaxation", "cell_relaxation"):
+        options[name] *= units.fs
+    options["friction"] /= units.fs
+    options["n_steps"] = options.pop("steps")
+    options["isotropic"] = options.pop("barostat") == "isotropic"
+    settings = Settings(**options, seed=seed)
+    _refuse_unread(context, settings, by_ase=by_ase)
+    return settings
 
 
-def _owns_log(other: Path, target: Path) -> bool:
-    """Return True if there is a log beside two files of one name, and it is that of the other."""
-    if not target.with_suffix(".csv").exists():
-        return False
-    if other.suffix == ".h5md" or target.suffix == ".h5md":
-        has_run = target.with_suffix(".ckpt").exists()  # only the run of an .h5md has a checkpoint
-        return has_run == (other.suffix == ".h5md")
-    return True
+def _start(
+    found: Sequence[Atoms], settings: Settings, seed: int | None, *, has_copies: bool
+) -> tuple[Settings, bool, str]:
+    """Settle seed and initial velocities, which copies of one structure do not share.
 
-
-def _asides(target: Path) -> list[tuple[Path, Path]]:
-    """Return the paths of the files of a run, each with that of an older one set aside."""
-    paths = [target.with_suffix(ending) for ending in (target.suffix, ".csv", ".ckpt", ".png")]
-    return [(path, path.with_name(f".{path.name}.older")) for path in paths]
-
-
-def _put_back(target: Path) -> None:
-    """Put back files that were set aside, unless a new run has begun to replace them."""
-    if any(path.exists() for path, _ in _asides(target)):
-        return
-    for path, older in _asides(target):
-        if older.exists():
-            older.replace(path)
-
-
-def _remove_older(target: Path) -> None:
-    """Remove files that were set aside for a new run, which may have been killed since."""
-    for _, older in _asides(target):
-        older.unlink(missing_ok=True)
+    Returns:
+        Settings with the seed, whether the run starts from velocities of the file, and what is to
+        be said about the seed.
+    """
+    momenta, of_seed = [one.get_momenta() for one in found], ""
+    have_velocities = any(of_one.any() for of_one in momenta)
+    if seed is None and have_velocities and (settings.ensemble != "nve" or has_copies):
+        settings = replace(settings, seed=seed_of(np.concatenate(momenta)))
+        of_seed = f"; the seed {settings.seed} is made of them"
+    if has_copies and have_velocities:
+        have_velocities = False
+        say(f"ignoring the velocities of the file: every replica draws its own{of_seed}")
+        for one in found:
+            one.set_momenta(np.zeros((len(one), 3)), apply_constraint=False)
+    return settings, have_velocities, of_seed
 
 
 def _resume(
@@ -400,7 +359,7 @@ def _resume(
         listed = ", ".join(map(_as_typed, others))
         raise ValueError(f"--resume uses the settings of the run: remove {listed}")
     restart, settings = read_restart(target)
-    _remove_older(target)
+    remove_older(target)
     info, done = restart.info, restart.state.step
     if "steps" in given:
         settings = replace(settings, n_steps=steps)
@@ -411,7 +370,7 @@ def _resume(
         say(f"{target}: {done} steps are done; continue to step N with --steps N")
         if not target.with_suffix(".png").exists():  # killed between the last step and the picture
             picture.draw()
-        _report(picture, summary, 0, done)
+        report(picture, summary, 0, done)
         return
     threads = info.get("threads") if threads is None else threads  # for bitwise equal results
     set_threads(threads, structures)
@@ -436,7 +395,7 @@ def _resume(
         summary = resume_structures(
             *(restart, force, settings, target), progress=progress, tell=picture.warn, stop=stop
         )
-    _report(picture, summary, force.neighbors.n_rebuilds, done)
+    report(picture, summary, force.neighbors.n_rebuilds, done)
 
 
 def _starting_structures(path: str, replicas: int | None, *, by_ase: bool) -> list[Atoms]:
@@ -464,16 +423,6 @@ def _n_structures(path: Path) -> int:
         with open(path, encoding="utf-8") as file:
             return sum(1 for _ in delimited(file))
     return sum(1 for _ in iread(path, do_not_split_by_at_sign=True))
-
-
-def _new_file(path: Path, target: Path) -> None:
-    """Refuse a file that exists; mention --resume if it belongs to a run that can continue."""
-    try:
-        output_file(path)
-    except FileExistsError as error:
-        if target.suffix == ".h5md" and target.with_suffix(".ckpt").exists():
-            raise FileExistsError(f"{error} (or continue with --resume {target})") from None
-        raise
 
 
 def _typed(context: click.Context, name: str) -> bool:
@@ -560,58 +509,3 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _report(picture: Picture, summary: LogSummary, n_lists: int, first: int = 0) -> None:
-    """Print the summary of a run that ended, and began (or was resumed) at step `first`."""
-    target, n_frames = picture.target, summary.n_rows // picture.n_systems
-    others = [str(target.with_suffix(ending)) for ending in (".csv", ".png")]
-    of_each = f" of {picture.n_systems} systems" if picture.n_systems > 1 else ""
-    n_steps = _steps_done(summary, picture.settings)
-    if n_steps > first:  # else it was done before
-        lists = f"{counted(n_lists, 'neighbour list')} in {counted(n_steps - first, 'step')}"
-        say(f"wrote {target} ({n_frames} frames{of_each}), {', '.join(others)}; {lists}")
-    if (widest := summary.widest) is not None:
-        say(
-            f"largest spread of the committee on a force: {widest[SPREAD]:.3f} eV/Å, at "
-            f"{widest['time_fs']:.1f} fs"
-        )
-    drift = summary.drift([len(one) for one in picture.structures])
-    if abs(drift) > LARGEST_DRIFT:
-        warn(
-            f"the conserved quantity drifted by {1000 * drift:+.3g} meV per atom and ps, so "
-            "averages are wrong: use a shorter --timestep"
-        )
-    furthest = summary.furthest
-    report_json(
-        {
-            "trajectory": str(target),
-            "log": others[0],
-            "picture": others[1],
-            "steps": n_steps,
-            "frames": n_frames,
-            "systems": picture.n_systems,
-            "last": _plain(summary.last),
-            "largest_spread": _plain(widest),
-            "largest_novelty": _plain(furthest),
-        }
-    )
-    if furthest is not None and furthest[NOVELTY] > OUTSIDE:
-        wanted = picture.settings.n_steps
-        stopped = f"it stopped at step {n_steps} of {wanted}"
-        end = stopped if n_steps < wanted else "do not trust what follows"
-        raise OutsideTraining(
-            f"the run left the training data of the model: novelty {furthest[NOVELTY]:.3g} at "
-            f"{furthest['time_fs']:.1f} fs, 1 is the edge; {end}"
-        )
-
-
-def _steps_done(summary: LogSummary, settings: Settings) -> int:
-    """Return the number of steps taken; --stop-when-unknown may have ended the run early."""
-    assert summary.last is not None
-    return round(summary.last["time_fs"] * units.fs / settings.timestep)
-
-
-def _plain(row: dict[str, float] | None) -> dict[str, float | None] | None:
-    """Return a line of the log for JSON, with None instead of NaN."""
-    return None if row is None else {k: v if v == v else None for k, v in row.items()}

@@ -20,7 +20,7 @@ from attncalc.neighbors import fresh_graph
 from attncalc.result import volumes
 from attncalc.system import System
 from attncalc.train.order import Share, Sizes
-from attncalc.train.recipe import OUTPUT_WEIGHTS
+from attncalc.train.recipe_rules import OUTPUT_WEIGHTS
 from attncalc.train.step import Batch, flatten, unflatten
 
 log = logging.getLogger(__name__)

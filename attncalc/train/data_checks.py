@@ -24,7 +24,8 @@ from attncalc.text import counted
 from attncalc.train.card import describe_repeated
 from attncalc.train.messages import print_data
 from attncalc.train.processes import Processes
-from attncalc.train.recipe import OUTPUT_WEIGHTS, Recipe
+from attncalc.train.recipe import Recipe
+from attncalc.train.recipe_rules import OUTPUT_WEIGHTS
 from attncalc.train.run_folder import is_resumed
 from attncalc.train.start import check_start
 

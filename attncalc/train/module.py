@@ -16,7 +16,8 @@ from attncalc.potential import Potential, evaluate
 from attncalc.train.batches import to_device
 from attncalc.train.denoising import displaced
 from attncalc.train.processes import Processes
-from attncalc.train.recipe import OUTPUT_WEIGHTS, Recipe
+from attncalc.train.recipe import Recipe
+from attncalc.train.recipe_rules import OUTPUT_WEIGHTS
 from attncalc.train.soap import Soap
 from attncalc.train.step import (
     PENALTIES,

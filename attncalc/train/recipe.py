@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from attncalc.model_file import NETWORKS, PAIR_TERMS, find_model, header, model_name
-from attncalc.model_header import DTYPES, LARGEST_FILE, MOST_MEMBERS, RENAMED_IN_TRAINING
+from attncalc.model_header import LARGEST_FILE, RENAMED_IN_TRAINING
 from attncalc.options import is_finite
 from attncalc.physics.long_range import LongRangeConfig
 from attncalc.text import one_line
 from attncalc.train.plain_yaml import read_yaml
+from attncalc.train.recipe_rules import (
+    LEARNING_RATES,
+    LEARNING_RATES_OF_STARTED,
+    OUTPUT_WEIGHTS,
+    WEIGHTS,
+    check_keys,
+    check_split,
+    check_values,
+    is_a,
+)
 
 LARGEST_NOISE = 0.5  # Å
 # atoms that a training processes in all, and in a step, if its recipe does not say
 ATOMS_IN_ALL, ATOMS_OF_A_STEP = 10_000_000, 100
 FEWEST_EPOCHS, MOST_EPOCHS, LARGEST_BATCH = 10, 2000, 5
-# label of a data set -> key of the weight of its errors
-OUTPUT_WEIGHTS = {
-    "charges": "charge_weight",
-    "hirshfeld_ratios": "hirshfeld_ratio_weight",
-    "dipoles": "dipole_weight",
-}
 LONG_RANGE = 12.0  # Å, cutoff of long-range pair terms in periodic structures by default
-LONGEST_NAME = 200  # bytes; file systems allow 255, and files of a run have suffixes
 
 
 # values of the keys that every recipe needs
@@ -69,7 +71,7 @@ class Denoising:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not _is(value, Real) or not is_finite(value) or not value > 0:
+            if not is_a(value, Real) or not is_finite(value) or not value > 0:
                 raise ValueError(f"recipe: {name} of denoising must be positive, got {value!r}")
             if name in ("structures", "atoms") and value > 1:
                 raise ValueError(f"recipe: {name} of denoising is a probability, got {value}")
@@ -200,17 +202,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in (f.name for f in dataclasses.fields(self)):
             object.__setattr__(self, name, _without_numpy(getattr(self, name)))
-        for names, rule, holds in RULES:
-            for name in names:
-                value = getattr(self, name)
-                if not (value is None and name in OPTIONAL) and not holds(value):
-                    raise ValueError(f"recipe: {name} must {rule}, got {value!r}")
-        for name, allowed in ONE_OF.items():
-            if getattr(self, name) not in tuple(allowed):
-                raise ValueError(
-                    f"recipe: {name} must be one of {', '.join(allowed)}, "
-                    f"got {getattr(self, name)!r}"
-                )
+        check_values(self)
         if self.start_from is not None and self.committee > 1:
             raise ValueError(
                 "recipe: committee must be 1 with start_from: members that start at the same "
@@ -221,26 +213,12 @@ class Recipe:
                 f"recipe: learning_rate must not be below final_learning_rate "
                 f"({self.final_learning_rate:g}), got {self.highest_learning_rate:g}"
             )
-        if not any(getattr(self, name) for name in _WEIGHTS):
-            raise ValueError(f"recipe: one of {', '.join(_WEIGHTS)} must be positive")
-        self._check_split()
+        if not any(getattr(self, name) for name in WEIGHTS):
+            raise ValueError(f"recipe: one of {', '.join(WEIGHTS)} must be positive")
+        check_split(self.split)
         self._check_pair_terms()
         self._check_config()
         self._check_denoising()
-
-    def _check_split(self) -> None:
-        _check_keys("split", self.split, ("train", "n_validation", "test", "shuffle", "sizes"))
-        sizes, others = self.split.get("sizes"), {*self.split} - {"sizes", "shuffle"}
-        if "sizes" in self.split and (
-            others or not isinstance(sizes, Sequence) or len(sizes) not in (2, 3)
-        ):
-            raise ValueError(
-                "recipe: split must be {sizes: [n_train, n_validation, n_test]} (the last may be "
-                f"left out), or the names of splits in the file; got {dict(self.split)}"
-            )
-        for name, rule, holds in SPLIT_RULES:
-            if name in self.split and not holds(self.split[name]):
-                raise ValueError(f"recipe: {name} of split must {rule}, got {self.split[name]!r}")
 
     def network_config(self, avg_num_neighbors: Callable[[], float]) -> Any:
         """Return the hyper-parameters of the network.
@@ -290,7 +268,7 @@ class Recipe:
     def _check_config(self) -> None:
         kind = NETWORKS[self.network][1]
         known = [f.name for f in dataclasses.fields(kind)]
-        _check_keys("config", self.config, known)
+        check_keys("config", self.config, known)
         if self.start_from is not None and not self.config:
             return  # that of the model, see `with_start`
         if "cutoff" not in self.config:
@@ -362,7 +340,7 @@ class Recipe:
             return
         if not isinstance(self.denoising, Denoising):
             known = [f.name for f in dataclasses.fields(Denoising)]
-            _check_keys("denoising", self.denoising, known)
+            check_keys("denoising", self.denoising, known)
             object.__setattr__(self, "denoising", Denoising(**self.denoising))
         degrees = self.config.get("degrees", (1,))
         for wrong, why in (
@@ -389,7 +367,7 @@ class Recipe:
         known = [f for f in dataclasses.fields(cls) if f.name != "folder"]
         try:
             content = with_current_names(content)
-            _check_keys("recipe", content, [f.name for f in known])
+            check_keys("recipe", content, [f.name for f in known])
             given = {key for key, value in content.items() if value is not None}
             for one, other in (("epochs", "minutes"), ("batch_size", "batch_edges")):
                 if {one, other} <= given:
@@ -511,17 +489,6 @@ def with_current_names(content: dict[str, Any]) -> dict[str, Any]:
     return {RENAMED_IN_TRAINING.get(key, key): value for key, value in content.items()}
 
 
-def usable_as_file_name(name: str) -> bool:
-    """Return True if files of any system can have this name and a terminal can show it."""
-    short = 0 < len(name.encode(errors="replace")) <= LONGEST_NAME
-    return short and name.isprintable() and name not in (".", "..") and not set(name) & {*"/\\"}
-
-
-def _is(value: Any, kind: type) -> bool:
-    """Return True for a number of this kind; unlike in Python, booleans are not numbers."""
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
 def _without_numpy(value: Any) -> Any:
     """Return a value with NumPy's numbers replaced by Python's, which JSON can hold."""
     if isinstance(value, Mapping):
@@ -529,68 +496,3 @@ def _without_numpy(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_numpy(inner) for inner in value]
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _check_keys(where: str, content: Any, known: Any) -> None:
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{where} must hold keys and values, got {content!r}")
-    for key in content:
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise ValueError(f"unknown key {key!r} in {where}{hint}")
-
-
-# keys that may be None, which means not given
-OPTIONAL_TEXTS = ("test_data", "labels", "energy_unit", "length_unit", "baseline", "start_from")
-_SIZES = ("epochs", "batch_size", "batch_edges")
-OPTIONAL = (*OPTIONAL_TEXTS, *_SIZES, "learning_rate", "long_range_cutoff", "minutes")
-_COUNTS = (*_SIZES, "warmup_steps", "seed")
-_RATES = ("learning_rate", "final_learning_rate", "clip_norm", "long_range_cutoff", "minutes")
-_WEIGHTS = ("energy_weight", "force_weight", "stress_weight", *OUTPUT_WEIGHTS.values())
-_NUMBERS = (*_RATES, *_WEIGHTS, "ema_decay")
-
-# keys of a recipe, the rule for their values, and a function that tests it
-RULES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
-    ((*_COUNTS, "committee"), "be a whole number", lambda value: _is(value, Integral)),
-    (_NUMBERS, "be a number", lambda value: _is(value, Real)),
-    (_NUMBERS, "be finite", is_finite),
-    ((*_SIZES, *_RATES, "committee"), "be positive", lambda value: value > 0),
-    ((*_WEIGHTS, "warmup_steps", "seed"), "not be negative", lambda value: value >= 0),
-    (("stream",), "be true or false", lambda value: isinstance(value, bool)),
-    (("ema_decay",), "lie in [0, 1)", lambda value: 0 <= value < 1),
-    (_COUNTS, "be below 2^63", lambda value: value < 2**63),
-    (("committee",), f"be at most {MOST_MEMBERS}", lambda value: value <= MOST_MEMBERS),
-    (
-        ("name", "data", "level_of_theory", *OPTIONAL_TEXTS),
-        "be text",
-        lambda value: isinstance(value, str),
-    ),
-    (("name",), "be usable as a file name", usable_as_file_name),
-)
-LEARNING_RATES = {"adam": 1e-3, "soap": 3e-3}
-# with start_from: larger ones forget what the model knows
-LEARNING_RATES_OF_STARTED = {"adam": 3e-4, "soap": 1e-3}
-ONE_OF: dict[str, Collection[str]] = {
-    "network": NETWORKS,
-    "schedule": ("exponential", "cosine"),
-    "optimizer": LEARNING_RATES,
-    "penalty": ("norm", "square"),
-    "compile": ("auto", "always", "never"),
-    "dtype": DTYPES,
-}
-# the same for the keys of a split
-SPLIT_RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    ("train", "be the name of a split in the file", lambda value: isinstance(value, str)),
-    (
-        "test",
-        "be the name of a split in the file, or null for no test set",
-        lambda value: value is None or isinstance(value, str),
-    ),
-    (
-        "n_validation",
-        "be a whole number and not negative",
-        lambda value: _is(value, Integral) and value >= 0,
-    ),
-    ("shuffle", "be true or false", lambda value: isinstance(value, bool)),
-)

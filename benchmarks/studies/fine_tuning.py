@@ -32,7 +32,7 @@ from attncalc.data import Dataset
 from attncalc.data.errors import errors, predict
 from attncalc.model_file import header
 from attncalc.plots.style import BLUE, GREY, ORANGE, logarithmic, tidy
-from attncalc.train.recipe import LEARNING_RATES, LEARNING_RATES_OF_STARTED
+from attncalc.train.recipe_rules import LEARNING_RATES, LEARNING_RATES_OF_STARTED
 from attncalc.train.start import new_potential
 
 HERE = Path(__file__).resolve().parents[1]

@@ -39,7 +39,7 @@ the data of the sixth command P became 109 and the mean did not change.
 `--small-forces 1` halves the weight of force errors at atoms whose label is 1 eV/Å. From the shipped
 model, 85 minutes of it on `so3lr4.h5 rings.h5 phosphorus7.h5 --structures 90000` with `--element P 3
 --element S 1.3`, the mean of the weights (0.5) and the recipe changed the mean of all from 33.5 to
-33.0 meV/Å, P from 109 to 108, torsions by -1 to -2 meV; 91 of 100 minima stayed within 0.2 Å (92).
+33.0 meV/Å, P from 109 to 108, torsions by -1 to -2 meV.
 These weights are not shipped yet.
 
 Hints from inner layers: Romero et al., FitNets, ICLR 2015; from attention: Zagoruyko & Komodakis,

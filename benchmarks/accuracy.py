@@ -70,8 +70,8 @@ SHIPPED = {
 
 # data for which no setting was chosen: network of the default recipe, for an hour
 _EQUIFORMER = ("malonaldehyde", "acac", "3bpa", "uracil", "benzene", "naphthalene", "mlearn-mo")
-_SO3KRATES = ("water", "lips20-P2S5", "lips20-Li7P3S11", "lips20-Li2S")
-HOUR = dict.fromkeys(_EQUIFORMER, "Equiformer") | dict.fromkeys(_SO3KRATES, "So3krates")
+_LIPS20 = ("lips20-P2S5", "lips20-beta-Li3PS4", "lips20-Li7P3S11", "lips20-Li2S")
+HOUR = dict.fromkeys(_EQUIFORMER, "Equiformer") | dict.fromkeys(("water", *_LIPS20), "So3krates")
 
 
 def recipe_of(data: str) -> Path:

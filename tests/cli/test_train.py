@@ -123,7 +123,7 @@ def test_every_command_takes_every_network(
     said = "physnet cutoff function, non-local attention up to 5 Å |" in result.stdout
     assert said == (network == "so3krates-sphc")
     assert "**fault**" not in result.stdout
-    assert ("denoising" in result.stdout) == ("denoising" in more)
+    assert ("denoising (DeNS)" in result.stdout) == ("denoising" in more)
     model = "out/tiny.safetensors"
     assert isinstance(load(model).network, NETWORKS[network][0])
     assert "FAILED" not in succeeds("verify", model)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -198,7 +200,16 @@ def _worth_compiling(network: Any, recipe: Recipe, n_steps: int) -> bool:
     fewest = OF_EQUIFORMER if isinstance(network, Equiformer) else STEPS_WORTH_COMPILING
     if recipe.compile == "never" or (recipe.compile == "auto" and n_steps < fewest):
         return False
-    if shutil.which("g++") is None:
-        log.warning("no C++ compiler (g++) found: training runs uncompiled, about half as fast")
+    if shutil.which(compiler := _cpp_compiler()) is None:
+        log.warning(
+            "no C++ compiler (%s) found: training runs uncompiled, about half as fast; install it, "
+            "or set the environment variable CXX to another one",
+            compiler,
+        )
         return False
     return True
+
+
+def _cpp_compiler() -> str:
+    """Return the compiler that PyTorch calls, as `torch._inductor.config.cpp.cxx` has it."""
+    return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")

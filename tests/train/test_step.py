@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -248,7 +250,26 @@ def test_no_compiler_no_compiling(recipe, potential, batches, monkeypatch, caplo
     monkeypatch.setattr(select_step.shutil, "which", lambda name: None)
     always = dataclasses.replace(recipe, compile="always")
     selected(potential, WEIGHTS, batches, always, shortest=2.0, n_steps=10)
-    assert "no C++ compiler (g++) found" in caplog.text
+    assert f"no C++ compiler ({select_step._cpp_compiler()}) found" in caplog.text
+
+
+def test_the_compiler_is_that_of_pytorch(recipe, potential, monkeypatch, caplog):
+    """It reads the environment variable when it is imported."""
+    found = [None, "clang++"]
+    monkeypatch.setattr(select_step.shutil, "which", lambda name: name if name in found else None)
+    always = dataclasses.replace(recipe, compile="always")
+    for compiler in ("clang++", "icpx"):
+        monkeypatch.setenv("CXX", compiler)
+        is_found = compiler in found
+        assert select_step._worth_compiling(potential.network, always, 10) == is_found
+        assert ("no C++ compiler (icpx) found" in caplog.text) != is_found
+    code = "import torch._inductor.config as c; print(c.cpp.cxx[-1])"
+    for environment in ({"CXX": "icpx"}, {}):
+        monkeypatch.delenv("CXX", raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        theirs = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert theirs.stdout.strip() == select_step._cpp_compiler()
 
 
 def test_flatten_has_every_tensor(batches):

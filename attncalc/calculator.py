@@ -30,7 +30,7 @@ from attncalc.pickling import PlainlyPickled
 from attncalc.potential import Committee, Potential
 from attncalc.result import SMALLEST_VOLUME, Result, has_volume, volumes
 from attncalc.structures import require_finite
-from attncalc.system import SYNONYMS, System, what_is_ignored
+from attncalc.system import SYNONYMS, System, require_list, what_is_ignored
 
 Model = str | Path | Potential
 
@@ -363,8 +363,7 @@ class AttnCalculator(PlainlyPickled, BaseCalculator):
             TypeError: `structures` is not a list of `ase.Atoms`.
             ValueError: a structure is impossible or not known to the model.
         """
-        if isinstance(structures, Atoms):  # type: ignore[unreachable]
-            raise TypeError("calculate_many takes a list of structures, got one ase.Atoms")
+        require_list(structures, "calculate_many takes a list of structures")
         results: list[dict[str, Any]] = []
         found: list[OutsideAtom | None] = []
         with self._lock:

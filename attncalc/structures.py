@@ -12,7 +12,7 @@ from attncalc.neighbors import ImpossiblePositions, fresh_graph
 from attncalc.ops import segment_sum
 from attncalc.potential import Potential, evaluate, require_potential
 from attncalc.result import Result
-from attncalc.system import System
+from attncalc.system import System, require_list
 
 # atoms of a batch: bounds its memory
 ATOMS_PER_BATCH = 2000
@@ -38,8 +38,7 @@ def evaluate_many(
         ValueError: a structure is impossible or not known to the model; the message names it.
     """
     require_potential(potential)
-    if isinstance(structures, Atoms):  # type: ignore[unreachable]
-        raise TypeError("evaluate_many takes a list of structures, got one ase.Atoms")
+    require_list(structures, "evaluate_many takes a list of structures")
     if not hasattr(structures, "__getitem__"):  # an iterator is read twice
         structures = list(structures)
     for first, last in batches(structures, batch_atoms, apart=potential.counts_all_pairs):

@@ -98,11 +98,12 @@ class System:
             first: number of the first structure in messages, if they are part of a longer list.
 
         Raises:
+            TypeError: `atoms` is neither an `ase.Atoms` nor a list of them.
             ValueError: a structure is empty, has a position or cell that is not finite, an unknown
                 element, a periodic direction without cell vector, a cell too small for its atoms,
                 or an impossible charge or spin.
         """
-        structures = [atoms] if isinstance(atoms, Atoms) else list(atoms)
+        structures = as_list(atoms)
         if not structures:
             raise ValueError("no structure given: pass an ase.Atoms or a non-empty list of them")
         charges, spins = [], []
@@ -162,6 +163,40 @@ class System:
                 )
             )
         return structures
+
+
+def as_list(structures: Atoms | Sequence[Atoms]) -> list[Atoms]:
+    """Return one structure or several as a list.
+
+    Raises:
+        TypeError: `structures` is neither an `ase.Atoms` nor a list of them.
+    """
+    if isinstance(structures, Atoms):
+        return [structures]
+    require_list(structures, "expected ase.Atoms or a list of them")
+    return list(structures)
+
+
+def require_list(structures: Any, expected: str) -> None:
+    """Refuse one structure, or anything else that is no list of structures.
+
+    Args:
+        structures: a list, tuple, trajectory of ASE, iterator.
+        expected: beginning of the message.
+
+    Raises:
+        TypeError: `structures` cannot be read one by one, or is a text or a dictionary.
+    """
+    if isinstance(structures, Atoms):
+        raise TypeError(f"{expected}, got one ase.Atoms")
+    try:
+        iter(structures)
+    except TypeError:
+        is_list = False
+    else:
+        is_list = not isinstance(structures, str | Mapping)
+    if not is_list:
+        raise TypeError(f"{expected}, got {type(structures).__name__}")
 
 
 def charge_and_spin(atoms: Atoms, where: str = "") -> tuple[int, int]:

@@ -550,6 +550,10 @@ def test_many_of_none_and_of_one() -> None:
     assert neutral().calculate_many([]) == []
     with pytest.raises(TypeError, match=r"takes a list of structures, got one ase\.Atoms"):
         neutral().calculate_many(ethanol())
+    for wrong in (None, 3, {}, "molecules.xyz"):
+        name = type(wrong).__name__
+        with pytest.raises(TypeError, match=f"calculate_many takes a list of .*, got {name}$"):
+            neutral().calculate_many(wrong)
 
 
 def test_an_error_names_the_structure_of_the_whole_list(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -339,6 +339,8 @@ def test_a_name_is_no_potential(take) -> None:
 def test_one_structure_is_no_list() -> None:
     with pytest.raises(TypeError, match=r"takes a list of structures, got one ase\.Atoms"):
         list(evaluate_many(springs(), ethanol()))
+    with pytest.raises(TypeError, match="evaluate_many takes a list of structures, got NoneType"):
+        list(evaluate_many(springs(), None))
 
 
 def test_what_is_made_in_inference_mode_runs_outside() -> None:

@@ -13,15 +13,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from attncalc.md.state import MDState
-from attncalc.system import System
+from attncalc.system import System, as_list
 
 Structures: TypeAlias = System | Atoms | Sequence[Atoms]
 Start: TypeAlias = Structures | MDState
-
-
-def as_list(structures: Atoms | Sequence[Atoms]) -> list[Atoms]:
-    """Return one structure or several as a list."""
-    return [structures] if isinstance(structures, Atoms) else list(structures)
 
 
 def read_structures(structures: Start, *, velocities: bool = True) -> tuple[System, dict[str, Any]]:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from attncalc.md.force import Force, Function, force_of
-from attncalc.md.inputs import Structures, as_list, fixed_atoms, mask_of
+from attncalc.md.inputs import Structures, fixed_atoms, mask_of
 from attncalc.md.optimizers import OPTIMIZERS, Optimizer, longest_of
 from attncalc.md.velocities import MOST_STEPS
 from attncalc.neighbors import ImpossiblePositions
@@ -18,7 +18,7 @@ from attncalc.ops import segment_sum
 from attncalc.options import one_of, positive, whole_number
 from attncalc.potential import Potential
 from attncalc.result import Result
-from attncalc.system import System
+from attncalc.system import System, as_list
 
 # structures that are done leave the batch when they are more than this share of it
 IDLE = 0.3

@@ -72,6 +72,7 @@ def run(
         The last state: `n_steps` later, unless a callback stops the run (`Callback.stops`).
 
     Raises:
+        TypeError: `state` is something else, for example a structure.
         FloatingPointError: the run exploded, and callbacks have seen the last good state; or the
             first state is unusable, and nothing has begun.
         NoSpaceLeft: the disk is full; files are as they were after the last step they have.
@@ -82,6 +83,11 @@ def run(
     for name, value in (("chunk", chunk), *(("every", one.every) for one in callbacks)):
         if value is not None:
             whole_number(name, value, 1, MOST_STEPS)
+    if not isinstance(state, MDState):
+        raise TypeError(
+            "state must be one that integrator.init(potential, structures) returns, "
+            f"got {type(state).__name__}"
+        )
     force = force_of(potential, state.system.device)
     if state.system.device != force.device:  # a checkpoint is loaded on the CPU
         state = state.to(force.device)

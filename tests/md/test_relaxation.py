@@ -182,6 +182,14 @@ def test_bad_input(options: dict, message: str, forces: Evaluator) -> None:
         md.relax_batch(forces, System.from_ase(ethanol()), **options)
 
 
+@pytest.mark.parametrize("given", [None, "ethanol.xyz", {}])
+def test_what_is_no_structure(given: object, forces: Evaluator) -> None:
+    said = rf"^expected ase\.Atoms or a list of them, got {type(given).__name__}$"
+    for take in (lambda one: md.relax_batch(forces, one), System.from_ase):
+        with pytest.raises(TypeError, match=said):
+            take(given)
+
+
 def test_a_force_that_is_not_finite_is_named(forces: Evaluator, monkeypatch) -> None:
     evaluate = Evaluator.__call__
 

@@ -679,6 +679,13 @@ def test_what_is_no_force() -> None:
         md.run(VERLET, in_place, first, 3)
 
 
+@pytest.mark.parametrize("given", [ethanol(), [ethanol()], None])
+def test_what_is_no_state(given: object) -> None:
+    said = rf"^state must be one that integrator\.init\(.*\) returns, got {type(given).__name__}$"
+    with pytest.raises(TypeError, match=said):
+        md.run(VERLET, springs(1.0), given, 3)
+
+
 def test_a_function_of_a_model_is_as_good_as_its_forces(forces: Evaluator) -> None:
     """A bias on top of a model, here of nothing."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from ase.calculators.calculator import BaseCalculator
 from torch import Tensor
 
 from attncalc.evaluator import Evaluator
@@ -122,5 +123,6 @@ def force_of(given: Any, device: torch.device) -> Force:
         return given
     if not callable(given):
         kind = type(given).__name__
-        raise TypeError(f"expected a Potential or a function System -> Result, got {kind}")
+        advice = ": `calculator.evaluator` is one" if isinstance(given, BaseCalculator) else ""
+        raise TypeError(f"expected a Potential or a function System -> Result, got {kind}{advice}")
     return ForceOfFunction(given, device)

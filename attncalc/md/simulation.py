@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from ase import units
@@ -72,7 +73,8 @@ def run(
         The last state: `n_steps` later, unless a callback stops the run (`Callback.stops`).
 
     Raises:
-        TypeError: `state` is something else, for example a structure.
+        TypeError: `state` is something else, for example a structure; or `integrator` is a class,
+            or one of `callbacks` no `Callback`.
         FloatingPointError: the run exploded, and callbacks have seen the last good state; or the
             first state is unusable, and nothing has begun.
         NoSpaceLeft: the disk is full; files are as they were after the last step they have.
@@ -80,6 +82,9 @@ def run(
             or ensemble; or the state of a checkpoint has other forces than the model gives.
     """
     whole_number("n_steps", n_steps, 0, MOST_STEPS)
+    if isinstance(integrator, type):
+        raise TypeError(f"integrator is the class {integrator.__name__}, not one with parameters")
+    callbacks = _listed(callbacks)
     for name, value in (("chunk", chunk), *(("every", one.every) for one in callbacks)):
         if value is not None:
             whole_number(name, value, 1, MOST_STEPS)
@@ -144,6 +149,16 @@ def run(
         with finished_before_ctrl_c():
             _end(begun, and_forget=not (seen or resumed))
     return state.as_first()
+
+
+def _listed(callbacks: Any) -> list[Callback]:
+    """Return the callbacks as a list, and refuse everything else."""
+    known = isinstance(callbacks, Iterable) and not isinstance(callbacks, str | Mapping)
+    found = list(callbacks) if known else [callbacks]
+    for one in found:
+        if not known or not isinstance(one, Callback):
+            raise TypeError(f"callbacks must be a list of md.Callback, got {type(one).__name__}")
+    return found
 
 
 def _require_own_state(integrator: Integrator, state: MDState) -> None:

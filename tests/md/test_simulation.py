@@ -686,6 +686,37 @@ def test_what_is_no_state(given: object) -> None:
         md.run(VERLET, springs(1.0), given, 3)
 
 
+@pytest.mark.parametrize("given", [None, md.Callback(), "run.h5md", [print], [md.Callback(), 3]])
+def test_what_are_no_callbacks(given: object) -> None:
+    first = start(springs(1.0), integrator=VERLET)
+    wrong = given[-1] if isinstance(given, list) else given
+    said = rf"^callbacks must be a list of md\.Callback, got {type(wrong).__name__}$"
+    with pytest.raises(TypeError, match=said):
+        md.run(VERLET, springs(1.0), first, 3, callbacks=given)
+
+
+def test_callbacks_of_a_generator_are_called() -> None:
+    seen: list[int] = []
+
+    class Seen(Callback):
+        every = 1
+
+        def __call__(self, state: md.MDState) -> None:
+            seen.append(state.step)
+
+    first = start(springs(1.0), integrator=VERLET)
+    md.run(VERLET, springs(1.0), first, 2, callbacks=(Seen() for _ in range(1)))
+    assert seen == [0, 1, 2]
+
+
+def test_an_integrator_without_parameters_and_a_calculator() -> None:
+    first = start(springs(1.0), integrator=VERLET)
+    with pytest.raises(TypeError, match="integrator is the class Verlet, not one with"):
+        md.run(type(VERLET), springs(1.0), first, 3)
+    with pytest.raises(TypeError, match=r"got AttnCalculator: `calculator\.evaluator` is one$"):
+        md.run(VERLET, AttnCalculator("so3krates-ethanol"), first, 3)
+
+
 def test_a_function_of_a_model_is_as_good_as_its_forces(forces: Evaluator) -> None:
     """A bias on top of a model, here of nothing."""
 

@@ -189,14 +189,17 @@ def require_list(structures: Any, expected: str) -> None:
     """
     if isinstance(structures, Atoms):
         raise TypeError(f"{expected}, got one ase.Atoms")
-    try:
-        iter(structures)
-    except TypeError:
-        is_list = False
-    else:
-        is_list = not isinstance(structures, str | Mapping)
-    if not is_list:
+    if not is_list(structures):
         raise TypeError(f"{expected}, got {type(structures).__name__}")
+
+
+def is_list(value: Any) -> bool:
+    """Return True for what can be read one by one, except texts and dictionaries."""
+    try:
+        iter(value)
+    except TypeError:
+        return False
+    return not isinstance(value, str | Mapping)
 
 
 def charge_and_spin(atoms: Atoms, where: str = "") -> tuple[int, int]:

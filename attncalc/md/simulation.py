@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -24,7 +24,7 @@ from attncalc.options import whole_number
 from attncalc.potential import Potential
 from attncalc.result import Result
 from attncalc.signals import ctrl_c_in_loops, finished_before_ctrl_c
-from attncalc.system import System
+from attncalc.system import System, is_list
 
 # steps between two checks, by device: the host waits for a GPU then, on a CPU it costs little
 CHUNK = {"cpu": 20, "cuda": 50}
@@ -153,11 +153,11 @@ def run(
 
 def _listed(callbacks: Any) -> list[Callback]:
     """Return the callbacks as a list, and refuse everything else."""
-    known = isinstance(callbacks, Iterable) and not isinstance(callbacks, str | Mapping)
-    found = list(callbacks) if known else [callbacks]
-    for one in found:
-        if not known or not isinstance(one, Callback):
-            raise TypeError(f"callbacks must be a list of md.Callback, got {type(one).__name__}")
+    found = list(callbacks) if is_list(callbacks) else []
+    wrong = [one for one in found if not isinstance(one, Callback)]
+    if wrong or not is_list(callbacks):
+        kind = type(wrong[0] if wrong else callbacks).__name__
+        raise TypeError(f"callbacks must be a list of md.Callback, got {kind}")
     return found
 
 
